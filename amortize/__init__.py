@@ -1,0 +1,97 @@
+"""Amortized inference for Pyro programs, with evidence you can trust.
+
+The public verbs live here and are loaded on first use, so that ``import amortize.report`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from amortize.report import report  # bound first: importing the subpackage later must not shadow the verb
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from amortize import data as data
+    from amortize import models as models
+    from amortize.inference.ais import AIS as AIS
+    from amortize.inference.evidence import Evidence as Evidence
+    from amortize.inference.evidence import evidence as evidence
+    from amortize.inference.fitted import Fitted as Fitted
+    from amortize.inference.fitted import load as load
+    from amortize.inference.hmc import HMC as HMC
+    from amortize.inference.importance import ImportanceSampling as ImportanceSampling
+    from amortize.inference.local import LocalPosterior as LocalPosterior
+    from amortize.inference.local import fit_local as fit_local
+    from amortize.inference.posterior import posterior as posterior
+    from amortize.inference.svi import Training as Training
+    from amortize.inference.svi import fit as fit
+    from amortize.program.program import Program as Program
+    from amortize.report.tree import to_datatree as to_datatree
+    from amortize.study.gaps import Ledger as Ledger
+    from amortize.study.gaps import gaps as gaps
+    from amortize.study.run import StudyResult as StudyResult
+    from amortize.study.run import run as run
+    from amortize.study.spec import Study as Study
+
+_HOMES = {
+    "AIS": "amortize.inference.ais",
+    "Evidence": "amortize.inference.evidence",
+    "Fitted": "amortize.inference.fitted",
+    "HMC": "amortize.inference.hmc",
+    "ImportanceSampling": "amortize.inference.importance",
+    "Ledger": "amortize.study.gaps",
+    "LocalPosterior": "amortize.inference.local",
+    "Program": "amortize.program.program",
+    "Study": "amortize.study.spec",
+    "StudyResult": "amortize.study.run",
+    "Training": "amortize.inference.svi",
+    "evidence": "amortize.inference.evidence",
+    "fit": "amortize.inference.svi",
+    "fit_local": "amortize.inference.local",
+    "gaps": "amortize.study.gaps",
+    "load": "amortize.inference.fitted",
+    "posterior": "amortize.inference.posterior",
+    "run": "amortize.study.run",
+    "to_datatree": "amortize.report.tree",
+}
+_SUBMODULES = ("data", "diagnostics", "errors", "inference", "models", "program", "study")
+
+__all__ = [
+    "AIS",
+    "HMC",
+    "Evidence",
+    "Fitted",
+    "ImportanceSampling",
+    "Ledger",
+    "LocalPosterior",
+    "Program",
+    "Study",
+    "StudyResult",
+    "Training",
+    "__version__",
+    "data",
+    "evidence",
+    "fit",
+    "fit_local",
+    "gaps",
+    "load",
+    "models",
+    "posterior",
+    "report",
+    "run",
+    "to_datatree",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"amortize.{name}")
+    raise AttributeError(f"module 'amortize' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES})

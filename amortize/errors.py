@@ -1,0 +1,89 @@
+"""The errors that amortize raises on purpose, each with a name of its own.
+
+Every message says what was expected, what came, and the way out; the command line prints it and exits with status 2.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AmortizeError",
+    "AmortizeWarning",
+    "ArgumentError",
+    "ContractError",
+    "DataError",
+    "DiscreteLatentError",
+    "DynamicStructureError",
+    "GlobalLatentError",
+    "GuideMismatchError",
+    "NoDataPlateError",
+    "NotIndependentError",
+    "ParameterNameError",
+    "PlateSizeError",
+    "SpecError",
+    "TrainingError",
+    "UnboundedDiscreteError",
+]
+
+
+class AmortizeError(Exception):
+    """Base of every error that amortize raises on purpose."""
+
+
+class AmortizeWarning(UserWarning):
+    """A number was computed but should not be trusted without a look; the message says why."""
+
+
+class ArgumentError(AmortizeError, ValueError):
+    """An argument has a wrong value, type or shape."""
+
+
+class DataError(ArgumentError):
+    """Data that cannot be used: missing file, wrong shape, values that are not finite."""
+
+
+class SpecError(ArgumentError):
+    """A study specification with an unknown key or a wrong value."""
+
+
+class TrainingError(AmortizeError, RuntimeError):
+    """Training cannot go on, for example because the loss stays non-finite."""
+
+
+class ContractError(AmortizeError, ValueError):
+    """A program breaks the contract under which per-datapoint evidence is defined."""
+
+
+class NoDataPlateError(ContractError):
+    """No vectorised plate indexes the data."""
+
+
+class PlateSizeError(ContractError):
+    """The data plate's size does not follow the data."""
+
+
+class GlobalLatentError(ContractError):
+    """A latent site stands outside the data plate and is shared by all datapoints."""
+
+
+class NotIndependentError(ContractError):
+    """The log joint of one datapoint depends on other datapoints."""
+
+
+class DynamicStructureError(ContractError):
+    """Sites or shapes change from one run of the program to the next."""
+
+
+class DiscreteLatentError(ContractError):
+    """A discrete latent site where an algorithm needs continuous ones."""
+
+
+class UnboundedDiscreteError(DiscreteLatentError):
+    """A discrete latent site whose support cannot be enumerated."""
+
+
+class GuideMismatchError(ContractError):
+    """The guide's sites, shapes or supports are not those of the model's latents."""
+
+
+class ParameterNameError(ContractError):
+    """Two different networks or parameters use one name in one program."""

@@ -10,7 +10,7 @@ __all__ = ["require_empty_param_store"]
 
 
 def require_empty_param_store() -> None:
-    """Fail the running test if Pyro's global store holds a parameter, and empty it so that no other test fails for it."""
+    """Fail the running test if Pyro's global store holds a parameter; empty it, so that no other test fails for it."""
     if "pyro" not in sys.modules:
         return
     import pyro

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.isolation import require_empty_param_store
 from tests.statistics import FALSE_ALARM_RATE, z_value
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from tests.isolation import require_empty_param_store
+from tests import isolation
 
 
-def pytest_configure() -> None:
-    """Pin one thread a process, with xdist and without.
+def pytest_configure(config: pytest.Config) -> None:
+    """Pin one thread a process, with xdist and without, and watch the doctests of the package too.
 
-    Seeded numbers are then the same in both, and two workers on two cores don't fight. The variables also reach
-    the command-line processes that some tests start.
+    Seeded numbers are then the same in both, and two workers on two cores don't fight. The variables also
+    reach the command-line processes that some tests start.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
@@ -23,9 +22,4 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _empty_param_store() -> Iterator[None]:
-    yield
-    require_empty_param_store()
+    config.pluginmanager.register(isolation)  # a conftest's fixtures reach only the tests beside it

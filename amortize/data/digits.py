@@ -1,8 +1,9 @@
 """The data set of the first study: 1797 handwritten digits of 8 x 8 pixels, binarised, with a fixed split.
 
 scikit-learn carries the images (grey values 0 to 16), so nothing is downloaded. A pixel is 1 where its grey
-value is above 7. The split is stratified: images are shuffled once with a frozen random stream, and in that order
-every fifth image of each class goes to the test set. Both parts stay shuffled: any prefix is a random sample.
+value is above 7. The split is stratified: images are shuffled once with a frozen random stream, and in that
+order every fifth image of each class goes to the test set. Both parts stay shuffled: any prefix is a random
+sample.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Dataset:
 def load_digits() -> Dataset:
     """Scikit-learn's 8 x 8 digits, binarised at > 7.
 
-    There are 1442 rows to train on and 355 to test on, with 64 pixels each. The split is the same on every machine and in every version; a test pins its SHA-256.
+    There are 1442 rows to train on and 355 to test on, with 64 pixels each. The split is the same on every
+    machine and in every version; a test pins its SHA-256.
 
     Examples
     --------

@@ -20,8 +20,8 @@ def data_hash(arrays: Any) -> str:
     Parameters
     ----------
     arrays
-        An array, a tuple or list of arrays (named by position) or a mapping of them (names sorted). One array is
-        the same as a tuple of one. Whatever ``numpy.asarray`` takes is an array here.
+        An array, a tuple or list of arrays (named by position) or a mapping of them (names sorted). One array
+        is the same as a tuple of one. Whatever ``numpy.asarray`` takes is an array here.
 
     Returns
     -------

@@ -1,0 +1,253 @@
+"""What a study is: one frozen table of settings, read from TOML and written back with a comment for each key.
+
+A study is a program (a Pyro model and guide), data, and the budgets of the stages that run over them: fit,
+local posteriors, evidence, report. An unknown key or a wrong value is a `SpecError` that names the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from amortize.errors import SpecError
+from amortize.study.targets import absolute_target, is_path
+from amortize.study.toml import describe_validation, to_toml
+
+__all__ = ["DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study", "digits"]
+
+Family = Literal["mean-field", "full-covariance"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _tuple_of(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Table(BaseModel):
+    """A table of the study: no unknown keys, no silent conversions, not changed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ProgramSpec(_Table):
+    """The Pyro model and guide under study."""
+
+    target: str = Field(
+        description="a model of amortize.models, or path.py:name (a Program or a function that returns one)"
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments that build the program"
+    )
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key, value in settings.items():
+            values = value if isinstance(value, list) else [value]
+            if not key.isidentifier() or not all(
+                isinstance(item, (bool, int, float, str)) for item in values
+            ):
+                raise ValueError(
+                    f"{key} = {value!r} is not a named number, string, truth value or list of them"
+                )
+        return settings
+
+
+class DataSpec(_Table):
+    """The datapoints: some train the program, held-out ones are evaluated."""
+
+    source: str = Field(
+        description="a data set of amortize.data, or a .npy, .npz (arrays passed by name) or .csv file"
+    )
+    train_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.8,
+        description="share that trains the program (a data set of amortize.data brings its own split)",
+    )
+    num_train: Count | None = Field(default=None, description="use at most this many of the training part")
+    num_evaluated: Count = Field(
+        default=200, description="at most this many held-out datapoints are evaluated"
+    )
+
+
+class FitSpec(_Table):
+    """Training of the guide, and of the model's parameters if it has any."""
+
+    objective: Literal["elbo", "graph-elbo", "mean-field-elbo"] = Field(
+        default="elbo", description="Pyro's ELBO to maximise"
+    )
+    num_steps: Count = Field(default=5000, description="optimiser steps, at most")
+    learning_rate: Positive = Field(default=1e-3, description="Adam's learning rate at the start")
+    batch_size: Count | None = Field(
+        default=128, description="datapoints a step (a smaller training part is used whole)"
+    )
+    schedule: Literal["constant", "cosine", "exponential"] = Field(
+        default="constant", description="how the learning rate falls"
+    )
+    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the training part kept back for a validation ELBO; 0 for none"
+    )
+    validate_every: Count = Field(default=100, description="steps between two looks at the validation ELBO")
+    patience: Count | None = Field(
+        default=None, description="stop early after this many looks without a gain"
+    )
+
+
+class LocalSpec(_Table):
+    """Posteriors fitted to each evaluated datapoint by itself."""
+
+    families: Annotated[tuple[Family, ...], BeforeValidator(_tuple_of), Field(min_length=1)] = Field(
+        default=("mean-field", "full-covariance"),
+        description="Gaussian families in unconstrained coordinates",
+    )
+    num_draws: Count = Field(default=8, description="draws a step")
+    num_steps: Count = Field(default=3000, description="optimiser steps a datapoint, at most")
+
+    @field_validator("families")
+    @classmethod
+    def _once(cls, families: tuple[Family, ...]) -> tuple[Family, ...]:
+        if len(set(families)) < len(families):
+            raise ValueError("each family may be named once")
+        return families
+
+
+class EvidenceSpec(_Table):
+    """How log p(x) of each evaluated datapoint is measured."""
+
+    method: Literal["ais", "importance"] = Field(
+        default="ais", description="annealed, or plain importance sampling from the guide"
+    )
+    num_chains: Count = Field(default=16, description="AIS chains a datapoint")
+    num_temperatures: Annotated[int, Field(ge=2)] = Field(default=100, description="AIS temperatures")
+    num_leapfrog: Count = Field(default=10, description="leapfrog steps of the HMC move at each temperature")
+    schedule: Literal["pilot", "linear"] = Field(
+        default="pilot", description="temperatures from a pilot run, or equally spaced"
+    )
+    start: Literal["guide", "prior"] | None = Field(
+        default=None, description="where AIS starts (not set: the guide if there is one)"
+    )
+    num_draws: Annotated[int, Field(ge=2)] = Field(
+        default=1000, description="draws of the guide a datapoint: its ELBO, k-hat and effective sample size"
+    )
+
+
+class ReportSpec(_Table):
+    """The page."""
+
+    title: str | None = Field(default=None, description="the page's title (not set: the study's name)")
+    num_draws: Count = Field(
+        default=200, description="draws a datapoint kept in the tree, from the guide's posterior"
+    )
+
+
+class Study(_Table):
+    """Everything that decides a study's numbers.
+
+    Nested tables may be given as dictionaries.
+
+    Raises
+    ------
+    SpecError
+        A key is unknown or missing, or its value is wrong; the message names the key as ``table.key``.
+
+    Examples
+    --------
+    >>> study = Study(name="pca", program={"target": "FactorAnalysis"}, data={"source": "digits"})
+    >>> study.fit.num_steps
+    5000
+    >>> Study.from_text(study.to_toml()) == study
+    True
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="a name for the run's folder, of letters, digits, dots and dashes"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="the one seed; each stage derives its own from it"
+    )
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] = Field(
+        default="cpu", description="cpu, cuda or cuda:1"
+    )
+    program: ProgramSpec
+    data: DataSpec
+    fit: FitSpec = FitSpec()
+    local: LocalSpec = LocalSpec()
+    evidence: EvidenceSpec = EvidenceSpec()
+    report: ReportSpec = ReportSpec()
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SpecError(describe_validation(error, Study)) from None
+
+    @classmethod
+    def from_text(cls, text: str, *, origin: str = "the study") -> Self:
+        """Read a study from TOML text; ``origin`` is named in errors."""
+        try:
+            return cls(**tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise SpecError(f"{origin} is not valid TOML: {error}") from None
+        except SpecError as error:
+            raise SpecError(f"{origin}: {error}") from None
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a study from a TOML file; paths in it are taken from the file's own folder.
+
+        Raises
+        ------
+        SpecError
+            The file cannot be read, is no TOML, has an unknown key or a wrong value.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise SpecError(
+                f"cannot read the study {path}: {reason}. `amortize study digits --print-spec` prints one."
+            ) from None
+        study = cls.from_text(text, origin=str(path))
+        changes = {"program.target": absolute_target(study.program.target, path.parent)}
+        if is_path(study.data.source):
+            changes["data.source"] = str((path.parent / study.data.source).resolve())
+        return study.with_values(changes)
+
+    def with_values(self, values: Mapping[str, object]) -> Self:
+        """The study with other values, validated anew; keys are dotted, as ``{"fit.num_steps": 100}``."""
+        tables = self.model_dump()
+        for dotted, value in values.items():
+            *parents, key = dotted.split(".")
+            table = tables
+            for parent in parents:
+                table = table[parent] if isinstance(table.get(parent), dict) else table.setdefault(parent, {})
+            table[key] = value
+        return type(self)(**tables)
+
+    def to_toml(self) -> str:
+        """The study as TOML, each key under a comment that says what it is."""
+        return to_toml(self)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all settings, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def digits(seed: int = 0) -> Study:
+    """The built-in study: a Bernoulli VAE on scikit-learn's 8x8 digits."""
+    return Study(
+        name="digits",
+        seed=seed,
+        program={"target": "BernoulliVAE", "settings": {"data_dim": 64, "latent_dim": 8, "hidden": [128]}},
+        data={"source": "digits", "num_evaluated": 256},
+        fit={"num_steps": 6000, "learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 10.0},
+        report={"title": "A Bernoulli VAE on 8x8 digits"},
+    )

@@ -1,0 +1,250 @@
+"""The folder of a run: files that are whole or not there, and a manifest of the finished stages.
+
+``RUN/stages/manifest.jsonl`` has a line a finished stage: its file, the file's SHA-256, a *key* (the hash
+of all that the stage depends on) and a *digest* of its numbers. A stage is reused only if its key matches
+and its file is still the one that was written; stages downstream put the digest into their own keys. Every
+file is written under a temporary name in the same folder, flushed to disk and renamed, so that neither an
+error, nor Ctrl-C, nor SIGKILL, nor a full disk leaves half a file under a final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from amortize.errors import AmortizeError, ArgumentError
+
+__all__ = ["RunStore", "Stage", "StoreError", "atomic_path", "hash_file", "hash_json", "write_text"]
+
+MANIFEST_FORMAT = 1
+OUTPUTS = ("report.html", "report.json", "tree.nc", "spec.toml")
+_TEMPORARY = ".tmp-"
+
+
+class StoreError(AmortizeError, OSError):
+    """A file of a run cannot be written, or another process is writing the same run."""
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises
+    ------
+    StoreError
+        The operating system refused to write, for example because the disk is full.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(
+            f"cannot write {path}: {reason}. Nothing half-written was left under this name."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return  # a folder cannot be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: a line of the manifest."""
+
+    stage: str
+    key: str
+    file: str
+    sha256: str
+    digest: str
+    seconds: float
+
+
+class RunStore:
+    """The files of one run; use as a context manager, which keeps other processes out.
+
+    Parameters
+    ----------
+    folder
+        The run's folder, made if it isn't there.
+    fresh
+        True forgets what an earlier run left in the folder; False keeps it for reuse.
+
+    Raises
+    ------
+    ArgumentError
+        The folder holds files that no run of amortize has written.
+    StoreError
+        The folder cannot be made, or another process works on it.
+    """
+
+    def __init__(self, folder: Path, *, fresh: bool) -> None:
+        check_out(folder)
+        self.folder = folder
+        self.stages_folder = folder / "stages"
+        self._fresh = fresh
+        self._stages: dict[str, Stage] = {}
+        self._lock: TextIO | None = None
+
+    def __enter__(self) -> RunStore:
+        try:
+            self.stages_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {self.stages_folder}: {error.strerror}") from error
+        self._lock = _locked(self.stages_folder / ".lock")
+        for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.stages_folder.glob(f"{_TEMPORARY}*")]:
+            leftover.unlink()
+        if self._fresh:
+            self._forget()
+        self._stages = read_manifest(self.folder)
+        self._write_manifest()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def finished(self) -> list[str]:
+        """Names of the stages in the manifest."""
+        return list(self._stages)
+
+    def find(self, name: str, key: str) -> Stage | None:
+        """The finished stage of this name and key whose file is unharmed, or None."""
+        stage = self._stages.get(name)
+        if stage is None or stage.key != key:
+            return None
+        path = self.path(stage)
+        return stage if path.is_file() and hash_file(path) == stage.sha256 else None
+
+    def path(self, stage: Stage) -> Path:
+        """Where the stage's file is."""
+        return self.stages_folder / stage.file
+
+    def save(self, stage: Stage, write: Callable[[Path], None]) -> Stage:
+        """Write a stage's file, then its line in the manifest; ``stage.sha256`` is filled in here."""
+        with atomic_path(self.path(stage)) as temporary:
+            write(temporary)
+            sha256 = hash_file(temporary)
+        stage = Stage(**{**asdict(stage), "sha256": sha256})
+        self._stages[stage.stage] = stage
+        self._write_manifest()
+        return stage
+
+    def _write_manifest(self) -> None:
+        header = {"amortize_run": MANIFEST_FORMAT}
+        lines = [json.dumps(row) for row in [header, *(asdict(stage) for stage in self._stages.values())]]
+        write_text(self.stages_folder / "manifest.jsonl", "\n".join(lines) + "\n")
+
+    def _forget(self) -> None:
+        # the manifest last: without it the folder would not be known as a run
+        for name in OUTPUTS:
+            (self.folder / name).unlink(missing_ok=True)
+        for stage in read_manifest(self.folder).values():
+            self.path(stage).unlink(missing_ok=True)
+        (self.stages_folder / "manifest.jsonl").unlink(missing_ok=True)
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a folder that holds anything but a run of amortize.
+
+    Raises
+    ------
+    ArgumentError
+        It is a file, or a folder with other content.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"out: expected a folder, got the file {folder}. Choose another with --out.")
+    if not folder.exists() or is_run(folder):
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ArgumentError(
+            f"out: the folder {folder} isn't empty and is no run of amortize (it holds {shown})."
+            " Choose another with --out."
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is a run of amortize."""
+    return (folder / "stages" / "manifest.jsonl").is_file()
+
+
+def _is_ours(path: Path) -> bool:
+    # what a run leaves that was killed before its first line of the manifest
+    if path.name == "stages" and path.is_dir():
+        return all(inner.name == ".lock" or inner.name.startswith(_TEMPORARY) for inner in path.iterdir())
+    return path.name.startswith(_TEMPORARY)
+
+
+def read_manifest(folder: Path) -> dict[str, Stage]:
+    """Finished stages by name, in the order they were finished; lines that cannot be read are left out."""
+    path = folder / "stages" / "manifest.jsonl"
+    if not path.is_file():
+        return {}
+    stages = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            stage = Stage(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue  # the header, or a damaged line: its stage is computed again
+        stages[stage.stage] = stage
+    return stages
+
+
+def _locked(path: Path) -> TextIO:
+    file = path.open("w")
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # let go by the system when the process ends, however it ends
+        except OSError:
+            file.close()
+            raise StoreError(
+                f"another process works on {path.parent.parent}. Wait for it, or choose another --out."
+            ) from None
+    return file

@@ -171,7 +171,7 @@ def _fit_and_smooth(excess: Array, cutoff: Array) -> tuple[Array, Array]:
 def _generalised_pareto(excess: Array) -> tuple[Array, Array]:
     """Estimate shape and scale, each (B,), of generalised Pareto draws (B, M) sorted upwards.
 
-    Takes the posterior mean of b = -k / sigma on a grid, with Zhang and Stephens' prior; the shape has its prior too.
+    Takes the posterior mean of b = -k / sigma on a grid, under Zhang and Stephens' prior; k has its prior too.
     """
     num = excess.shape[1]
     num_grid = _num_grid(num)

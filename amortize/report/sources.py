@@ -1,0 +1,141 @@
+"""What the tree asks of the objects it is made from: shapes of results, not classes.
+
+Any object with these attributes will do; nothing here, or above it in ``amortize.report``, imports torch.
+
+Shapes: C chains or draws behind one estimate, N datapoints. All numbers are float64; log densities in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["EvidenceLike", "LedgerLike", "LocalLike"]
+
+
+class EvidenceLike(Protocol):
+    """Evidence of each datapoint, as ``am.evidence`` returns it."""
+
+    @property
+    def log_evidence(self) -> NDArray[np.float64]:
+        """(N,) nats."""
+
+    @property
+    def lower(self) -> NDArray[np.float64] | None:
+        """(N,) nats, a stochastic lower bound, or None."""
+
+    @property
+    def upper(self) -> NDArray[np.float64] | None:
+        """(N,) nats, a stochastic upper bound, or None."""
+
+    @property
+    def se(self) -> NDArray[np.float64]:
+        """(N,) standard error of ``log_evidence``, nats."""
+
+    @property
+    def ess(self) -> NDArray[np.float64]:
+        """(N,) effective number of the C weights."""
+
+    @property
+    def khat(self) -> NDArray[np.float64]:
+        """(N,) Pareto shape of the weights, ``nan`` where C is too small to say."""
+
+    @property
+    def acceptance(self) -> NDArray[np.float64]:
+        """(N,) mean acceptance probability, ``nan`` where nothing is accepted or rejected."""
+
+    @property
+    def num_nonfinite(self) -> NDArray[np.int64]:
+        """(N,) number of proposals or draws that weren't finite."""
+
+    @property
+    def log_weights(self) -> NDArray[np.float64]:
+        """(C, N) nats."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-able settings of the method."""
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run."""
+
+    @property
+    def start(self) -> str:
+        """Where it started: "guide", "prior" or a local posterior."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+
+
+class LocalLike(Protocol):
+    """Posteriors fitted for each datapoint by itself, as ``am.fit_local`` returns them."""
+
+    @property
+    def elbo(self) -> NDArray[np.float64]:
+        """(N,) nats, on fresh draws."""
+
+    @property
+    def elbo_se(self) -> NDArray[np.float64]:
+        """(N,) nats."""
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """(N,) whether the fit stopped by itself."""
+
+    @property
+    def num_steps(self) -> NDArray[np.int64]:
+        """(N,) steps taken."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-able settings of the fit."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+
+
+class LedgerLike(Protocol):
+    """The gaps of each datapoint, as ``am.gaps`` returns them."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a datapoint, nats."""
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row a column of ``table``: mean, se, mc_se, num_failed."""
+
+    @property
+    def advice(self) -> str:
+        """What would pay, in a sentence or two."""
+
+    @property
+    def guide_family(self) -> str:
+        """Family of the guide."""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families that were fitted for each datapoint."""
+
+    @property
+    def evidence(self) -> EvidenceLike:
+        """The evidence that the gaps are measured against."""
+
+    @property
+    def local(self) -> Mapping[str, LocalLike]:
+        """The local posteriors by family."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-able settings."""

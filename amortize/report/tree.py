@@ -1,0 +1,255 @@
+"""Results as one xarray DataTree on ArviZ's schema.
+
+=================  ==================================  =================================================
+group              dims                                variables
+=================  ==================================  =================================================
+``/posterior``     chain, draw, datapoint, site dims   the latent sites, one chain for one fit
+``/sample_stats``  chain, draw, datapoint              lp, log_q, log_weight = lp - log_q
+``/evidence``      method, datapoint                   log_evidence, lower, upper, se, ess, khat,
+                                                       acceptance, num_nonfinite; num_weights (method)
+``/gaps``          datapoint; quantity, statistic      the ledger's columns; summary (quantity, statistic)
+``/local``         family, datapoint                   elbo, elbo_se, converged, num_steps
+``/training``      step                                the history's columns
+others             [chain, draw,] datapoint, ...       observed_data, reconstruction, prior, ...
+=================  ==================================  =================================================
+
+A site ``x`` has dims ``x_dim_0, x_dim_1, ...`` after ``datapoint``, the same in every group; a slash in its
+name is written as a dot, because netCDF can't hold it. One method of evidence is ``tree["evidence"].ds.loc[{"method":
+"AIS"}]``; ``sel(method=...)`` would be xarray's own option of that name. Attributes that are nested are JSON strings
+(:func:`~amortize.report.attrs.decode_attrs`). The tree holds what was computed and nothing of when it was
+written: the same results give the same tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from amortize.errors import ArgumentError
+from amortize.report.attrs import encode_attrs
+from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike
+
+__all__ = ["to_datatree"]
+
+_DENSITIES = ("lp", "log_q")
+_EVIDENCE_FIELDS = ("log_evidence", "lower", "upper", "se", "ess", "khat", "acceptance", "num_nonfinite")
+_SAMPLED = ("prior", "posterior")  # groups named so, or with such a beginning, have draws
+
+Evidences = EvidenceLike | Mapping[str, EvidenceLike]
+
+
+def to_datatree(
+    posterior: Mapping[str, ArrayLike] | None = None,
+    *,
+    evidence: Evidences | None = None,
+    ledger: LedgerLike | None = None,
+    history: pd.DataFrame | None = None,
+    groups: Mapping[str, Mapping[str, ArrayLike]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Collect results in one tree that ArviZ, xarray and :func:`amortize.report` read.
+
+    Parameters
+    ----------
+    posterior : mapping, optional
+        (draw, N, ...) arrays by latent site, with the log densities "lp" and "log_q" (draw, N) in nats, as
+        ``am.posterior`` returns them.
+    evidence : Evidence or mapping of str to Evidence, optional
+        One estimate of the evidence, or several by name. Without it, that of ``ledger`` is stored.
+    ledger : Ledger, optional
+        What ``am.gaps`` returns; its index names the datapoints of the whole tree.
+    history : DataFrame, optional
+        ``Fitted.history``, with a column "step".
+    groups : mapping, optional
+        More groups, as arrays by site: (draw, N, ...) in those whose name begins with "prior" or "posterior",
+        (N, ...) in others.
+    attrs : mapping, optional
+        JSON-able facts for the root: title, seed, settings, versions, data_hash, spec_hash, image_shape,
+        created, command. ``labels`` (N,) becomes a coordinate of the datapoints.
+
+    Returns
+    -------
+    xarray.DataTree
+        Groups without results are left out.
+
+    Raises
+    ------
+    ArgumentError
+        If sizes disagree, a group name is taken, or an attribute isn't JSON-able.
+
+    Examples
+    --------
+    >>> tree = to_datatree({"z": np.zeros((100, 3, 2)), "lp": np.zeros((100, 3)), "log_q": np.ones((100, 3))})
+    >>> dict(tree["posterior"].sizes)
+    {'chain': 1, 'draw': 100, 'datapoint': 3, 'z_dim_0': 2}
+    >>> float(tree["sample_stats"]["log_weight"].mean())
+    -1.0
+    """
+    root = dict(attrs or {})
+    builder = _Builder(_datapoint_index(ledger), root.pop("labels", None))
+    if posterior is not None:
+        builder.add_posterior(posterior)
+    if evidence is None and ledger is not None:
+        evidence = ledger.evidence
+    if evidence is not None:
+        builder.add_evidence(evidence)
+    if ledger is not None:
+        builder.add_gaps(ledger)
+        builder.add_local(ledger.local)
+    if history is not None:
+        builder.add_training(history)
+    for name, arrays in (groups or {}).items():
+        builder.add_group(name, arrays)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=encode_attrs(root)), **builder.datasets})
+
+
+def _datapoint_index(ledger: LedgerLike | None) -> np.ndarray | None:
+    return None if ledger is None else np.asarray(ledger.table.index)
+
+
+class _Builder:
+    """Datasets by group that agree on the datapoints; the first group seen settles how many there are."""
+
+    def __init__(self, index: np.ndarray | None, labels: Sequence[Any] | None) -> None:
+        self.datasets: dict[str, xr.Dataset] = {}
+        self._index = index
+        self._labels = None if labels is None else np.asarray(labels)
+        if index is not None:
+            self._check_labels(len(index))
+
+    def add_posterior(self, posterior: Mapping[str, ArrayLike]) -> None:
+        stats = {name: np.asarray(posterior[name]) for name in _DENSITIES if name in posterior}
+        if len(stats) == len(_DENSITIES):
+            stats["log_weight"] = stats["lp"] - stats["log_q"]
+        self.add_group(
+            "posterior", {name: draws for name, draws in posterior.items() if name not in _DENSITIES}
+        )
+        if stats:
+            self._add_draws("sample_stats", stats)
+
+    def add_evidence(self, evidence: Evidences) -> None:
+        by_name = dict(evidence) if isinstance(evidence, Mapping) else {evidence.method: evidence}
+        facts = ("method", "settings", "seed", "start", "seconds")
+        rows = {
+            field: [_per_datapoint(getattr(one, field), one.log_evidence) for one in by_name.values()]
+            for field in _EVIDENCE_FIELDS
+        }
+        dataset = self._dataset(
+            {field: (("method", "datapoint"), values) for field, values in rows.items()}, "evidence"
+        )
+        dataset = dataset.assign_coords(method=list(by_name))
+        dataset["num_weights"] = ("method", [np.shape(one.log_weights)[0] for one in by_name.values()])
+        runs = {name: {fact: getattr(one, fact) for fact in facts} for name, one in by_name.items()}
+        self._add("evidence", dataset.assign_attrs(encode_attrs({"runs": runs}, where="evidence")))
+
+    def add_gaps(self, ledger: LedgerLike) -> None:
+        columns = {str(name): ("datapoint", column.to_numpy()) for name, column in ledger.table.items()}
+        dataset = self._dataset(columns, "ledger")
+        dataset["summary"] = (("quantity", "statistic"), ledger.summary.to_numpy(dtype=np.float64))
+        dataset = dataset.assign_coords(
+            quantity=[str(name) for name in ledger.summary.index],
+            statistic=[str(name) for name in ledger.summary.columns],
+        )
+        facts = {
+            "advice": ledger.advice,
+            "guide_family": ledger.guide_family,
+            "families": list(ledger.families),
+            "settings": dict(ledger.settings),
+        }
+        self._add("gaps", dataset.assign_attrs(encode_attrs(facts, where="ledger")))
+
+    def add_local(self, local: Mapping[str, LocalLike]) -> None:
+        if not local:
+            return
+        rows = {
+            field: (
+                ("family", "datapoint"),
+                np.stack([np.asarray(getattr(one, field)) for one in local.values()]),
+            )
+            for field in ("elbo", "elbo_se", "converged", "num_steps")
+        }
+        fits = {name: {"settings": dict(one.settings), "seconds": one.seconds} for name, one in local.items()}
+        dataset = self._dataset(rows, "ledger.local").assign_coords(family=list(local))
+        self._add("local", dataset.assign_attrs(encode_attrs({"fits": fits}, where="ledger.local")))
+
+    def add_training(self, history: pd.DataFrame) -> None:
+        if "step" not in history.columns:
+            raise ArgumentError(f'history: expected a column "step", got {list(map(str, history.columns))}')
+        columns = {str(name): ("step", column.to_numpy()) for name, column in history.items()}
+        self._add("training", xr.Dataset(columns))
+
+    def add_group(self, name: str, arrays: Mapping[str, ArrayLike]) -> None:
+        if name.startswith(_SAMPLED):
+            self._add_draws(name, arrays)
+        else:
+            variables = {
+                site: (_dims(site, values, ("datapoint",)), np.asarray(values))
+                for site, values in arrays.items()
+            }
+            self._add(name, self._dataset(variables, name))
+
+    def _add_draws(self, name: str, arrays: Mapping[str, ArrayLike]) -> None:
+        variables = {
+            _variable(site): (
+                ("chain", *_dims(site, values, ("draw", "datapoint"))),
+                np.asarray(values)[None],
+            )
+            for site, values in arrays.items()
+        }
+        self._add(name, self._dataset(variables, name))
+
+    def _dataset(self, variables: Mapping[str, tuple[Any, Any]], where: str) -> xr.Dataset:
+        """Dataset with integer coordinates on every dim, and the tree's datapoints."""
+        try:
+            dataset = xr.Dataset(dict(variables))
+        except ValueError as error:
+            raise ArgumentError(f"{where}: arrays whose sizes disagree: {error}") from error
+        num_datapoints = dataset.sizes.get("datapoint", 0)
+        if self._index is None:
+            self._index = np.arange(num_datapoints)
+            self._check_labels(num_datapoints)
+        if num_datapoints != len(self._index):
+            raise ArgumentError(
+                f"{where}: expected {len(self._index)} datapoints as in the rest, got {num_datapoints}"
+            )
+        coords: dict[str, Any] = {str(dim): np.arange(size) for dim, size in dataset.sizes.items()}
+        coords["datapoint"] = self._index
+        if self._labels is not None:
+            coords["label"] = ("datapoint", self._labels)
+        return dataset.assign_coords(coords)
+
+    def _check_labels(self, num_datapoints: int) -> None:
+        if self._labels is not None and self._labels.shape != (num_datapoints,):
+            raise ArgumentError(
+                f"attrs['labels']: expected one for each of {num_datapoints} datapoints, "
+                f"got shape {self._labels.shape}"
+            )
+
+    def _add(self, name: str, dataset: xr.Dataset) -> None:
+        if name in self.datasets or "/" in name:
+            raise ArgumentError(f"groups: {name!r} is taken or holds a slash; choose another name")
+        self.datasets[name] = dataset.assign_attrs(inference_library="amortize")
+
+
+def _variable(site: str) -> str:
+    return site.replace("/", ".")
+
+
+def _dims(site: str, values: ArrayLike, leading: tuple[str, ...]) -> tuple[str, ...]:
+    """Name the dims of one site's array as ArviZ does."""
+    num_dims = np.ndim(values)
+    if num_dims < len(leading):
+        raise ArgumentError(
+            f"{site}: expected an array ({', '.join(leading)}, ...), got shape {np.shape(values)}"
+        )
+    return (*leading, *(f"{_variable(site)}_dim_{index}" for index in range(num_dims - len(leading))))
+
+
+def _per_datapoint(values: ArrayLike | None, like: ArrayLike) -> np.ndarray:
+    """A row of float64 values, ``nan`` where the method has none."""
+    return np.full(np.shape(like), np.nan) if values is None else np.asarray(values, dtype=np.float64)

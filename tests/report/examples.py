@@ -1,0 +1,216 @@
+"""Made-up results of the right shape: real digits or random vectors, with numbers of the test's own.
+
+The gaps are drawn, not measured; only their sums and their summary are consistent, as a ledger's are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from amortize.report.tree import to_datatree
+
+FAMILIES = ("mean-field", "full-covariance")
+
+
+@dataclass(frozen=True)
+class FakeEvidence:
+    log_evidence: np.ndarray
+    se: np.ndarray
+    log_weights: np.ndarray
+    acceptance: np.ndarray
+    num_nonfinite: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    lower: np.ndarray | None = None
+    upper: np.ndarray | None = None
+    method: str = "AIS"
+    settings: dict[str, Any] = field(default_factory=lambda: {"num_chains": 16, "num_temperatures": 100})
+    seed: int = 0
+    start: str = "guide"
+    seconds: float = 12.5
+
+
+@dataclass(frozen=True)
+class FakeLocal:
+    elbo: np.ndarray
+    elbo_se: np.ndarray
+    converged: np.ndarray
+    num_steps: np.ndarray
+    settings: dict[str, Any] = field(
+        default_factory=lambda: {"num_draws": 8, "num_steps": 3000, "init": "guide"}
+    )
+    seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class FakeLedger:
+    table: pd.DataFrame
+    summary: pd.DataFrame
+    evidence: FakeEvidence
+    local: dict[str, FakeLocal]
+    advice: str = "Train the encoder longer, or make it larger: most of the loss is amortization."
+    guide_family: str = "mean-field"
+    families: tuple[str, ...] = FAMILIES
+    settings: dict[str, Any] = field(default_factory=lambda: {"num_draws": 1000, "seed": 0})
+
+
+def ledger(num: int = 60, *, seed: int = 0, failed: tuple[int, ...] = ()) -> FakeLedger:
+    rng = np.random.default_rng(seed)
+    log_evidence = rng.normal(-20.0, 4.0, num)
+    approximation = rng.gamma(2.0, 0.12, num)
+    amortization = rng.gamma(1.2, 0.9, num)
+    full = log_evidence - 0.4 * approximation
+    columns = {
+        "log_evidence": log_evidence,
+        "elbo_guide": log_evidence - approximation - amortization,
+        "elbo_mean_field": log_evidence - approximation,
+        "elbo_full_covariance": full,
+        "inference_gap": approximation + amortization,
+        "approximation_gap": approximation,
+        "amortization_gap": amortization,
+    }
+    table = pd.DataFrame(columns, index=pd.RangeIndex(num, name="datapoint"))
+    for name, size in zip(columns, (0.03, 0.05, 0.02, 0.02, 0.06, 0.04, 0.055), strict=True):
+        table[f"{name}_se"] = size * rng.uniform(0.7, 1.4, num)
+    table["khat"] = np.clip(0.15 + 0.28 * amortization + rng.normal(0, 0.1, num), -0.2, 1.6)
+    table["ess"] = 1000 * np.exp(-1.2 * (approximation + amortization))
+    table.loc[list(failed)] = np.nan
+    evidence = _evidence(log_evidence, rng, failed)
+    local = {family: _local(table[f"elbo_{family.replace('-', '_')}"], rng) for family in FAMILIES}
+    return FakeLedger(table, _summary(table), evidence, local)
+
+
+def _evidence(log_evidence: np.ndarray, rng: np.random.Generator, failed: tuple[int, ...]) -> FakeEvidence:
+    num = len(log_evidence)
+    values = {
+        "log_evidence": log_evidence.copy(),
+        "se": 0.03 * rng.uniform(0.7, 1.4, num),
+        "ess": rng.uniform(9.0, 15.9, num),
+        "acceptance": rng.normal(0.8, 0.02, num),
+    }
+    for row in values.values():
+        row[list(failed)] = np.nan
+    return FakeEvidence(
+        **values,
+        khat=np.full(num, np.nan),
+        lower=values["log_evidence"] - 0.01,
+        log_weights=np.tile(values["log_evidence"], (16, 1)),
+        num_nonfinite=np.where(np.isin(np.arange(num), failed), 160, 0),
+    )
+
+
+def _local(elbo: pd.Series, rng: np.random.Generator) -> FakeLocal:
+    num = len(elbo)
+    steps = rng.integers(300, 3000, num)
+    return FakeLocal(elbo.to_numpy(), np.full(num, 0.02), steps < 2800, steps)
+
+
+def _summary(table: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in table.columns if not name.endswith("_se")]
+    rows = table[names]
+    num = rows.notna().sum()
+    mc = {
+        name: np.sqrt(np.square(table[f"{name}_se"]).sum()) / num[name] if f"{name}_se" in table else np.nan
+        for name in names
+    }
+    return pd.DataFrame(
+        {
+            "mean": rows.mean(),
+            "se": rows.std() / np.sqrt(num),
+            "mc_se": pd.Series(mc),
+            "num_failed": rows.isna().sum(),
+        }
+    )
+
+
+def history(num_steps: int = 3000, *, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    step = np.arange(1, num_steps + 1)
+    truth = -22.0 - 25.0 * np.exp(-step / 250.0) - 300.0 * np.exp(-step / 15.0)
+    validated = step % 100 == 0
+    return pd.DataFrame(
+        {
+            "step": step,
+            "elbo": truth + rng.normal(0, 0.8, num_steps),
+            "validation_elbo": np.where(validated, truth - 0.7, np.nan),
+            "validation_elbo_se": np.where(validated, 0.2, np.nan),
+            "learning_rate": 1e-3,
+            "gradient_norm": rng.gamma(4.0, 3.0, num_steps),
+            "seconds": step * 0.004,
+        }
+    )
+
+
+ATTRS = {
+    "title": "Digits <8 x 8>, Bernoulli VAE",
+    "seed": 0,
+    "settings": {
+        "fit": {"objective": "elbo", "num_steps": 3000, "learning_rate": 1e-3, "batch_size": 128},
+        "evidence": {"method": "AIS", "num_chains": 16, "num_temperatures": 100},
+    },
+    "versions": {"amortize": "0.1.0", "torch": "2.13.0", "pyro-ppl": "1.9.2", "numpy": "2.4.6"},
+    "data_hash": "sha256:3f1c0d2e9a7b4c5d",
+    "spec_hash": "sha256:77aa12cd9e0f1b2c",
+    "created": "2026-01-01T00:00:00+00:00",
+    "command": "amortize study digits --seed 0",
+}
+
+
+def digits_tree(num: int = 60, *, failed: tuple[int, ...] = ()) -> xr.DataTree:
+    """A tree like that of the study ``digits``."""
+    from sklearn.datasets import load_digits
+
+    rng = np.random.default_rng(0)
+    digits = load_digits()
+    images = (digits.data[:num] > 7).astype(np.float32)
+    blurred = np.clip(0.75 * images + 0.25 * digits.data[:num] / 16 + rng.normal(0, 0.04, images.shape), 0, 1)
+    latents = rng.normal(size=(100, num, 4)).astype(np.float32)
+    lp, log_q = rng.normal(-25, 3, (100, num)), rng.normal(-4, 1, (100, num))
+    return to_datatree(
+        {"z": latents, "lp": lp, "log_q": log_q},
+        ledger=ledger(num, failed=failed),
+        history=history(),
+        groups={
+            "observed_data": {"x": images},
+            "reconstruction": {"x": blurred},
+            "prior_predictive": {"x": np.stack([blurred[::-1], 1 - blurred])},
+        },
+        attrs={**ATTRS, "image_shape": [8, 8], "labels": digits.target[:num].tolist()},
+    )
+
+
+def vectors_tree(num: int = 40, size: int = 20) -> xr.DataTree:
+    """A tree like that of factor analysis: vectors, two methods of evidence, no images."""
+    rng = np.random.default_rng(1)
+    loading = rng.normal(size=(5, size))
+    mean = rng.normal(size=(num, 5)) @ loading
+    made = ledger(num, seed=1)
+    importance = FakeEvidence(
+        log_evidence=made.table["log_evidence"].to_numpy() + rng.normal(0, 0.05, num),
+        se=np.full(num, 0.05),
+        log_weights=np.zeros((1000, num)),
+        acceptance=np.full(num, np.nan),
+        num_nonfinite=np.zeros(num, dtype=np.int64),
+        ess=made.table["ess"].to_numpy(),
+        khat=made.table["khat"].to_numpy(),
+        method="ImportanceSampling",
+        settings={"num_draws": 1000},
+        seconds=0.2,
+    )
+    return to_datatree(
+        {"z": rng.normal(size=(50, num, 5))},
+        evidence={"AIS": made.evidence, "importance": importance},
+        ledger=made,
+        history=history(400),
+        groups={
+            "observed_data": {"x": mean + rng.normal(0, 0.4, mean.shape)},
+            "reconstruction": {"x": mean},
+            "prior_predictive": {"x": rng.normal(size=(1, num, 5)) @ loading},
+        },
+        attrs={**ATTRS, "title": "Factor analysis, 20 observed dimensions"},
+    )

@@ -1,0 +1,117 @@
+"""A variational autoencoder for binary data.
+
+    z ~ N(0, I_D),    x | z ~ Bernoulli(logits = decoder(z)),    q(z | x) = N(loc(x), diag(scale(x)^2))
+
+Letters: N datapoints, X features, D latents. Source: Kingma and Welling (2014), "Auto-encoding variational
+Bayes".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from amortize.errors import ArgumentError, DataError
+from amortize.models.networks import MLP, GaussianEncoder
+from amortize.program.program import Program
+from amortize.random import generator
+
+__all__ = ["BernoulliVAE"]
+
+
+class BernoulliVAE(nn.Module):
+    """Bernoulli decoder and mean-field Gaussian encoder, each a multilayer perceptron with tanh.
+
+    Parameters
+    ----------
+    data_dim, latent_dim
+        Numbers of features X and of latents D.
+    hidden
+        Widths of the encoder's hidden layers, from the data on; the decoder mirrors them.
+    seed
+        Of the initial weights.
+
+    Raises
+    ------
+    ArgumentError
+        A size that is not positive.
+
+    Examples
+    --------
+    >>> import amortize as am
+    >>> vae = am.models.BernoulliVAE(data_dim=64, latent_dim=4, hidden=(32,))
+    >>> program = vae.program()
+    """
+
+    def __init__(
+        self, data_dim: int, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0
+    ) -> None:
+        super().__init__()
+        if data_dim < 1 or latent_dim < 1:
+            raise ArgumentError(f"data_dim, latent_dim: expected positive, got {data_dim} and {latent_dim}.")
+        self.data_dim, self.latent_dim = data_dim, latent_dim
+        self.encoder = GaussianEncoder(
+            data_dim, latent_dim, hidden=hidden, generator=generator(seed, "encoder")
+        )
+        self.decoder = MLP((latent_dim, *reversed(hidden), data_dim), generator=generator(seed, "decoder"))
+
+    @classmethod
+    def from_data(
+        cls, x: Any, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0
+    ) -> BernoulliVAE:
+        """A VAE for ``x`` whose decoder starts at the data's mean, through its output bias.
+
+        The means are smoothed by half a pseudo-count on either side, so that a pixel that never changes has a
+        finite logit. Source: Burda et al. (2016), "Importance weighted autoencoders", who start from the
+        train mean.
+
+        Parameters
+        ----------
+        x
+            Training data of zeros and ones, (N, X).
+        latent_dim, hidden, seed
+            As for `BernoulliVAE`.
+
+        Raises
+        ------
+        DataError
+            ``x`` is not a matrix of zeros and ones.
+        """
+        data = torch.as_tensor(x)
+        if data.ndim != 2 or not bool(((data == 0) | (data == 1)).all()):
+            raise DataError(
+                f"x: expected a matrix of zeros and ones, got shape {tuple(data.shape)}, {_range(data)}."
+            )
+        vae = cls(data.shape[1], latent_dim, hidden=hidden, seed=seed)
+        mean = (data.double().sum(0) + 0.5) / (data.shape[0] + 1.0)
+        with torch.no_grad():
+            vae.decoder.last_bias.copy_(torch.logit(mean))
+        return vae
+
+    def model(self, x: Tensor) -> None:
+        """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""
+        pyro.module("decoder", self.decoder)
+        zero = self.decoder.last_bias.new_zeros(self.latent_dim)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1))
+            pyro.sample("x", dist.Independent(dist.Bernoulli(logits=self.decoder(z)), 1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """The encoder: site ``z`` (N, D), a diagonal Gaussian."""
+        pyro.module("encoder", self.encoder)
+        loc, scale = self.encoder(x)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Independent(dist.Normal(loc, scale), 1))
+
+    def program(self) -> Program:
+        """Model and guide as an `amortize.Program`."""
+        return Program(self.model, self.guide)
+
+
+def _range(data: Tensor) -> str:
+    return f"values from {data.min().item():g} to {data.max().item():g}" if data.numel() else "no values"

@@ -14,10 +14,10 @@ others             [chain, draw,] datapoint, ...       observed_data, reconstruc
 =================  ==================================  =================================================
 
 A site ``x`` has dims ``x_dim_0, x_dim_1, ...`` after ``datapoint``, the same in every group; a slash in its
-name is written as a dot, because netCDF can't hold it. One method of evidence is ``tree["evidence"].ds.loc[{"method":
-"AIS"}]``; ``sel(method=...)`` would be xarray's own option of that name. Attributes that are nested are JSON strings
-(:func:`~amortize.report.attrs.decode_attrs`). The tree holds what was computed and nothing of when it was
-written: the same results give the same tree.
+name is written as a dot, because netCDF can't hold it. One method of evidence is
+``tree["evidence"].ds.loc[{"method": "AIS"}]`` (in ``sel``, ``method=`` is an option of xarray's own). Attributes
+that are nested are JSON strings (:func:`~amortize.report.attrs.decode_attrs`). The tree holds what was computed
+and nothing of when it was written: the same results give the same tree.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def exponential_ratios(k: float, shape: tuple[int, int], seed: int = 0) -> np.nd
     return np.random.default_rng(seed).exponential(k, size=shape)
 
 
-@pytest.mark.parametrize("num_draws", [25, 100, 225, 400, 900, 2500])  # M is the same rounded up or down
+@pytest.mark.parametrize("num_draws", [100, 225, 400, 900, 2500])  # M is the same rounded up or down
 def test_agrees_with_arviz_column_by_column(num_draws):
     array_stats = pytest.importorskip("arviz_stats.base").array_stats
     rng = np.random.default_rng(num_draws)

@@ -1,1 +1,1 @@
-
+"""Algorithms: training, per-datapoint variational posteriors, importance sampling and annealing."""

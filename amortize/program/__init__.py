@@ -1,1 +1,1 @@
-
+"""Reads a Pyro program: adopts its parameters, discovers its sites, and turns it into densities. Only this layer knows Pyro's inside."""

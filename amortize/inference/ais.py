@@ -1,0 +1,219 @@
+r"""Annealed importance sampling of each datapoint's evidence (Neal 2001, "Annealed importance sampling").
+
+.. math:: \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \, r(u_{t-1}), \qquad E[w_n] = p(x_n)
+
+A pilot run of its own random stream adapts step sizes and whitening (tables over temperature and datapoint) and places
+the temperatures; all are then frozen, because adapting inside the weighted run would void E[w] = p(x). The mean of the log
+weights and the log of their mean are lower bounds on log p(x) in expectation.
+
+Step sizes aim at an acceptance of 0.8 but never go beyond a quarter of a period, L * step = pi / 2 in whitened coordinates:
+there a Gaussian's u forgets where it was, while at the acceptance alone it comes back to it, and the log ratios of
+neighbouring temperatures add up instead of averaging out.
+
+Letters: C chains, N datapoints, D latents, B = C * N rows (chain-major), T temperatures, L leapfrog steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from amortize.errors import ArgumentError
+from amortize.inference import schedule as schedules
+from amortize.inference.hmc import HMC, HMCParameters, hmc
+from amortize.inference.path import GeometricPath, Point
+from amortize.inference.starts import Start, scale_of
+from amortize.program.data import Data
+from amortize.random import generator, stream_seed
+
+__all__ = ["AIS", "Annealed", "Plan", "anneal", "make_path", "run_ais", "run_pilot"]
+
+PILOT_CHAINS = 4
+PILOT_TEMPERATURES = 50
+TARGET_ACCEPTANCE = 0.8
+PILOT_PASSES = 2
+PILOT_POWER = 3.0  # the first pass crowds its temperatures near the start, where most happens
+FIRST_STEP, SMALLEST_STEP = 0.1, 1e-4
+WINDOW = 9  # temperatures over which the pilot's spread in u is averaged
+SCALE_RANGE = (1e-3, 1e1)  # of the start's scale
+ADAPTATION_RATE = 0.3
+SCHEDULES = ("pilot", "linear")
+
+
+@dataclass(frozen=True)
+class AIS:
+    """Settings of annealed importance sampling.
+
+    Parameters
+    ----------
+    num_chains
+        C, independent chains a datapoint.
+    num_temperatures
+        T, annealing steps.
+    kernel
+        The transition kernel.
+    schedule
+        "pilot" (equal thermodynamic length from the pilot run) or "linear".
+    pilot
+        Adapt step sizes in a pilot run and freeze them; False takes ``step_size`` and a linear schedule.
+    step_size
+        Step size in whitened coordinates where there is no pilot.
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 100
+    kernel: HMC = field(default_factory=HMC)
+    schedule: str = "pilot"
+    pilot: bool = True
+    step_size: float = FIRST_STEP
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_chains", 1), ("num_temperatures", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ArgumentError(f"AIS {name}: expected an integer of at least {least}, got {value!r}")
+        if not isinstance(self.kernel, HMC):
+            raise ArgumentError(f"AIS kernel: expected am.HMC(...), got {self.kernel!r}")
+        if self.schedule not in SCHEDULES:
+            raise ArgumentError(f"AIS schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
+        if not self.step_size > 0:
+            raise ArgumentError(f"AIS step_size: expected a positive number, got {self.step_size!r}")
+
+
+class Plan(NamedTuple):
+    """What the pilot leaves behind, frozen: betas (T + 1,), step sizes (T, N), whitening scales (T, N, D)."""
+
+    betas: Tensor
+    step_sizes: Tensor
+    scales: Tensor
+
+
+class Annealed(NamedTuple):
+    """A run: log weights (C, N), acceptance (T, N), non-finite proposals (N,), and what a pilot learns from.
+
+    ``spread`` (T + 1,) is that of the log ratio, ``variance`` (T, N, D) that of u over chains; ``state`` is the last one.
+    """
+
+    log_weights: Tensor
+    acceptance: Tensor
+    num_nonfinite: Tensor
+    spread: Tensor
+    step_sizes: Tensor
+    variance: Tensor
+    state: Point
+
+
+def make_path(start: Start, data: Data, seed: int) -> GeometricPath:
+    """The path from ``start`` to the posterior for the B rows of ``data``, compiled where that works."""
+    example = tuple(start.draw(data, seed, f"example-{i}") for i in range(2))
+    return GeometricPath(lambda u: start.terms(data, u), (example[0], example[1]))
+
+
+def run_ais(start: Start, data: Data, settings: AIS, *, seed: int) -> Annealed:
+    """Pilot, freeze, anneal: log weights for the N datapoints of ``data``."""
+    plan = run_pilot(start, data, settings, seed=seed)
+    folded = data.fold(settings.num_chains)
+    path = make_path(start, folded, seed)
+    u = start.draw(folded, seed, "chains")
+    return anneal(path, u, plan, settings.kernel, generator(seed, "chains", "noise", device=u.device))
+
+
+def run_pilot(start: Start, data: Data, settings: AIS, *, seed: int) -> Plan:
+    """Step sizes, whitening and schedule, from runs with seed streams of their own."""
+    scale = scale_of(start, data, seed)
+    steps = settings.num_temperatures
+    if not settings.pilot:
+        return _flat_plan(schedules.linear(steps), scale, settings.step_size)
+    count = max(steps, PILOT_TEMPERATURES)
+    plan = _flat_plan(schedules.linear(count) ** PILOT_POWER, scale, _first_step(settings.kernel))
+    folded = data.fold(PILOT_CHAINS)
+    path = make_path(start, folded, stream_seed(seed, "pilot"))
+    for turn in range(PILOT_PASSES):
+        u = start.draw(folded, seed, f"pilot-{turn}")
+        run = anneal(
+            path, u, plan, settings.kernel, generator(seed, "pilot-noise", turn, device=u.device), adapt=True
+        )
+        wanted = steps if turn == PILOT_PASSES - 1 else count
+        plan = _refine(plan, run, scale, wanted, settings)
+    return plan
+
+
+def _flat_plan(betas: Tensor, scale: Tensor, step_size: float) -> Plan:
+    steps = len(betas) - 1
+    return Plan(betas, scale.new_full((steps, len(scale)), step_size), scale.expand(steps, *scale.shape))
+
+
+def _first_step(kernel: HMC) -> float:
+    return min(FIRST_STEP, _largest_step(kernel))
+
+
+def _largest_step(kernel: HMC) -> float:
+    return math.pi / (2 * kernel.num_leapfrog)
+
+
+def _refine(plan: Plan, run: Annealed, scale: Tensor, num_temperatures: int, settings: AIS) -> Plan:
+    """The next plan: betas at equal length, whitening by the pilot's spread, step sizes carried over in its units."""
+    betas = schedules.linear(num_temperatures)
+    if settings.schedule == "pilot":
+        betas = schedules.equal_length(plan.betas, run.spread, num_temperatures)
+    learned = schedules.smooth(run.variance, WINDOW).sqrt()
+    learned = torch.where(torch.isfinite(learned), learned, scale)
+    learned = torch.clamp(learned, SCALE_RANGE[0] * scale, SCALE_RANGE[1] * scale)
+    change = (plan.scales / learned).log().mean(-1).exp()
+    size = (run.step_sizes * change).clamp(SMALLEST_STEP, _largest_step(settings.kernel))
+    at = plan.betas[1:]
+    return Plan(
+        betas, schedules.interpolate(at, size, betas[1:]), schedules.interpolate(at, learned, betas[1:])
+    )
+
+
+@torch.no_grad()
+def anneal(
+    path: GeometricPath, u: Tensor, plan: Plan, kernel: HMC, noise: torch.Generator, *, adapt: bool = False
+) -> Annealed:
+    """Move B rows from the start to the posterior and weigh them.
+
+    With ``adapt``, step sizes follow the acceptance, as factors on the plan's: that is the pilot run, whose weights are
+    not used. Otherwise the plan is taken as it is, and the weights are exact.
+    """
+    steps, num = plan.step_sizes.shape
+    chains = len(u) // num
+    betas = plan.betas.to(u)
+    factor = u.new_ones(num)
+    state = path.evaluate(u)
+    log_weights = torch.zeros_like(state.ratio)
+    acceptance, sizes = u.new_zeros(steps, num), u.new_zeros(steps, num)
+    variance = torch.zeros_like(plan.scales)
+    nonfinite = torch.zeros(num, dtype=torch.long, device=u.device)
+    spread = [_spread(state.ratio, chains)]
+    for t in tqdm(range(steps), desc="pilot" if adapt else "annealing", leave=False, disable=None):
+        sizes[t] = plan.step_sizes[t]
+        if adapt:
+            sizes[t] = (sizes[t] * factor).clamp(SMALLEST_STEP, _largest_step(kernel))
+        log_weights = log_weights + (betas[t + 1] - betas[t]) * state.ratio
+        column = sizes[t].repeat(chains).unsqueeze(-1)
+        beta = betas[t + 1].expand(len(u), 1)
+        state, info = hmc(
+            state, path, HMCParameters(beta, column, plan.scales[t].repeat(chains, 1), kernel), noise
+        )
+        acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
+        nonfinite += (~info.finite).reshape(chains, num).sum(0)
+        spread.append(_spread(state.ratio, chains))
+        if adapt:
+            variance[t] = state.u.reshape(chains, num, -1).var(0)
+            rise = torch.exp(ADAPTATION_RATE * (acceptance[t] - TARGET_ACCEPTANCE))
+            factor = sizes[t] * rise / plan.step_sizes[t]
+    weights = log_weights.reshape(chains, num)
+    return Annealed(weights, acceptance, nonfinite, torch.stack(spread), sizes, variance, state)
+
+
+def _spread(ratio: Tensor, chains: int) -> Tensor:
+    """Root mean over datapoints of the variance over chains, leaving out rows that are not finite."""
+    variance = ratio.reshape(chains, -1).var(0, correction=1 if chains > 1 else 0)
+    good = torch.isfinite(variance)
+    return torch.where(good, variance, 0).sum().div(good.sum().clamp_min(1)).sqrt()

@@ -1,0 +1,156 @@
+"""A trained program: its parameters, the history of its training, and how to keep them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pandas as pd
+import torch
+
+from amortize.errors import ArgumentError, DataError
+from amortize.program.program import Program
+
+__all__ = ["Fitted", "load"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What ``am.fit`` gives back.
+
+    Attributes
+    ----------
+    program
+        The trained program (the very object that was passed in).
+    history
+        A row a step: step, elbo (nats a datapoint, minibatch), validation_elbo, validation_elbo_se, learning_rate,
+        gradient_norm, seconds.
+    objective, seed, settings, seconds
+        How it was trained.
+    stopped_early, interrupted
+        Whether patience ran out, and whether Ctrl-C ended it.
+    """
+
+    program: Program
+    history: pd.DataFrame
+    objective: str
+    seed: int
+    settings: dict[str, Any]
+    seconds: float
+    stopped_early: bool = False
+    interrupted: bool = False
+
+    def save(self, path: str | Path) -> Path:
+        """Write parameters, history and (where it can be pickled) the program's code to one file, whole or not at all."""
+        path = Path(path)
+        notes = {
+            "objective": self.objective,
+            "seed": self.seed,
+            "settings": self.settings,
+            "seconds": self.seconds,
+            "stopped_early": self.stopped_early,
+            "interrupted": self.interrupted,
+            "versions": {name: _version(name) for name in ("amortize", "torch", "pyro-ppl")},
+        }
+        code, reason = _pickled(self.program)
+        content = {
+            "format": FORMAT,
+            "state": self.program.state(),
+            "history": {name: self.history[name].tolist() for name in self.history},
+            "notes": json.dumps(notes),
+            "program": code,
+            "program_missing": reason,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+
+def load(path: str | Path, program: Program | None = None) -> Fitted:
+    """Read what ``Fitted.save`` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    program
+        A program made in the same way, which gets the parameters; only numbers are read from the file then. Without
+        it the program itself is unpickled, which runs code from the file: do that with files you trust.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or was not written by ``save``.
+    ArgumentError
+        If the file holds no program, or its parameters do not fit ``program``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"path: expected a file written by Fitted.save, but there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise DataError(
+                f"{path}: expected format {FORMAT}, got {content['format']!r}; load it with the version that wrote it"
+            )
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        raise DataError(
+            f"{path}: expected a file written by Fitted.save ({type(error).__name__}: {error})"
+        ) from error
+    if program is None:
+        program = _unpickled(path, content)
+    program.restore(content["state"])
+    notes = json.loads(content["notes"])
+    notes.pop("versions")
+    return Fitted(program=program, history=pd.DataFrame(content["history"]), **notes)
+
+
+def _pickled(program: Program) -> tuple[bytes | None, str]:
+    try:
+        return cloudpickle.dumps(program), ""
+    except (
+        Exception
+    ) as error:  # a user's objects may refuse in any way; the parameters are saved all the same
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _unpickled(path: Path, content: dict[str, Any]) -> Program:
+    if content["program"] is None:
+        raise ArgumentError(
+            f"{path} holds the parameters but not the program, which could not be pickled ({content['program_missing']}). "
+            "Make the program and pass it: am.load(path, program)"
+        )
+    try:
+        program = pickle.loads(content["program"])
+    except Exception as error:  # missing modules, changed classes: the way out is the same
+        raise ArgumentError(
+            f"{path}: the program could not be made again ({type(error).__name__}: {error}). "
+            "Make it and pass it: am.load(path, program)"
+        ) from error
+    assert isinstance(program, Program)
+    return program
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,49 @@
+"""Training objectives by name: Pyro's ELBOs as losses that torch optimisers can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyro.infer import ELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from amortize.errors import ArgumentError
+from amortize.program.data import Data
+from amortize.program.program import Program
+
+__all__ = ["OBJECTIVES", "loss_of", "make_objective"]
+
+OBJECTIVES: dict[str, Callable[[], ELBO]] = {
+    "elbo": Trace_ELBO,
+    "graph-elbo": TraceGraph_ELBO,
+    "mean-field-elbo": TraceMeanField_ELBO,
+}
+
+
+def make_objective(objective: str | ELBO) -> ELBO:
+    """The Pyro ELBO for a name; one of Pyro's own objects is taken as it is.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown name.
+    """
+    if isinstance(objective, ELBO):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ArgumentError(
+            f"objective: expected one of {', '.join(map(repr, OBJECTIVES))} or a pyro.infer ELBO, got {objective!r}"
+        )
+    return OBJECTIVES[objective]()
+
+
+def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
+    """Negative ELBO of a batch in nats, with the gradient the objective stands for."""
+    if isinstance(objective, TraceGraph_ELBO):  # it has no differentiable_loss of its own
+        elbo, surrogate = objective._loss_and_surrogate_loss(
+            program.model, program.guide, data.args, data.kwargs
+        )
+        loss: Tensor = surrogate + (-elbo - surrogate).detach()
+        return loss
+    loss = objective.differentiable_loss(program.model, program.guide, *data.args, **data.kwargs)
+    return loss

@@ -1,0 +1,103 @@
+r"""The geometric path between a start and a posterior, and its gradients.
+
+.. math:: \log \pi_\beta(u) = \log q_0(u) + \beta \, r(u), \qquad r(u) = \log p(x, u) - \log q_0(u)
+
+A point keeps the base term and the *untempered* ratio, each with its gradient, so that moving on to the next
+temperature, and the weight :math:`\Delta\beta \, r`, cost nothing. Letters: B rows (C chains x N datapoints), D latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amortize.program.compile import Compiled
+
+__all__ = ["GeometricPath", "Point"]
+
+LogTerms = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Point(NamedTuple):
+    """A position u (B, D) with the base log density and log ratio there (B,), and their gradients (B, D)."""
+
+    u: Tensor
+    base: Tensor
+    ratio: Tensor
+    base_gradient: Tensor
+    ratio_gradient: Tensor
+
+    def log_density(self, beta: Tensor) -> Tensor:
+        """Tempered log density at inverse temperature ``beta``, (B,)."""
+        return self.base + beta * self.ratio
+
+    def gradient(self, beta: Tensor) -> Tensor:
+        """Gradient of the tempered log density, (B, D)."""
+        return self.base_gradient + beta * self.ratio_gradient
+
+
+class GeometricPath:
+    """A path from tensors alone: nothing here knows of Pyro.
+
+    Parameters
+    ----------
+    terms
+        Maps u (B, D) to the base log density log q0(u) and the log ratio r(u), each (B,) in nats.
+    example
+        Two positions (B, D) at which the compiled functions are traced and checked; None runs eagerly.
+
+    Examples
+    --------
+    >>> import torch
+    >>> path = GeometricPath(lambda u: (-0.5 * u.square().sum(-1), -0.5 * (u - 1).square().sum(-1)))
+    >>> path.evaluate(torch.zeros(2, 3)).ratio
+    tensor([-1.5000, -1.5000])
+    """
+
+    def __init__(self, terms: LogTerms, example: tuple[Tensor, Tensor] | None = None) -> None:
+        def evaluate(u: Tensor) -> tuple[Tensor, ...]:
+            return _evaluate(terms, u)
+
+        def gradient(u: Tensor, beta: Tensor) -> Tensor:
+            return _gradient(terms, u, beta)
+
+        self._evaluate: Callable[..., tuple[Tensor, ...]] = evaluate
+        self._gradient: Callable[..., Tensor] = gradient
+        self.description = "eager"
+        if example is not None:
+            first, second = example
+            beta = torch.full_like(first[:, :1], 0.5)
+            compiled = Compiled(evaluate, (first,), (second,))
+            slope = Compiled(gradient, (first, beta), (second, 0.5 * beta))
+            self._evaluate, self._gradient = compiled, slope
+            self.description = compiled.describe() if compiled.reason else slope.describe()
+
+    def evaluate(self, u: Tensor) -> Point:
+        """Everything known at u (B, D)."""
+        return Point(u, *self._evaluate(u))
+
+    def gradient(self, u: Tensor, beta: Tensor) -> Tensor:
+        """Gradient of the tempered log density at u, for ``beta`` (B, 1): (B, D)."""
+        return self._gradient(u, beta)
+
+
+def _evaluate(terms: LogTerms, u: Tensor) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        base, ratio = terms(u)
+        (base_gradient,) = torch.autograd.grad(
+            base.sum(), u, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        (ratio_gradient,) = torch.autograd.grad(ratio.sum(), u, allow_unused=True, materialize_grads=True)
+    return base.detach(), ratio.detach(), base_gradient.detach(), ratio_gradient.detach()
+
+
+def _gradient(terms: LogTerms, u: Tensor, beta: Tensor) -> Tensor:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        base, ratio = terms(u)
+        (gradient,) = torch.autograd.grad((base + beta.squeeze(-1) * ratio).sum(), u)
+    return gradient.detach()

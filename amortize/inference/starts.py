@@ -1,0 +1,129 @@
+"""Where annealing starts: the prior, the guide, or a local posterior. Each draws exactly from its own density.
+
+Letters: C chains, N datapoints, D latents, B = C * N rows (chain-major).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from amortize.program.data import Data
+from amortize.program.density import GuideDensity, LogJoint
+from amortize.random import generator, pyro_rng
+
+__all__ = ["GaussianStart", "GuideStart", "PriorStart", "Start", "scale_of"]
+
+SCALE_DRAWS = 64
+
+
+class Start(ABC):
+    """A density q0 over u to start from."""
+
+    name: str
+
+    @abstractmethod
+    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+        """One exact draw for each of the B rows of ``data``: (B, D)."""
+
+    @abstractmethod
+    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Log q0(u) and log p(x, u) - log q0(u) at u (B, D), each (B,) nats."""
+
+    @abstractmethod
+    def rows(self, index: slice) -> Start:
+        """The start for some of the datapoints."""
+
+
+class PriorStart(Start):
+    """The model's prior; the ratio is the likelihood."""
+
+    name = "prior"
+
+    def __init__(self, log_joint: LogJoint) -> None:
+        self.log_joint = log_joint
+
+    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+        """Run the model's latent sites."""
+        with pyro_rng(seed, stream):
+            return self.log_joint.draw_prior(data)
+
+    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior and log likelihood."""
+        terms = self.log_joint.terms(data, u=u)
+        return terms.prior, terms.likelihood
+
+    def rows(self, index: slice) -> PriorStart:
+        """The same prior: it is read from the model for whatever data come."""
+        return self
+
+
+class GuideStart(Start):
+    """The amortized guide."""
+
+    name = "guide"
+
+    def __init__(self, guide: GuideDensity) -> None:
+        self.guide = guide
+
+    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+        """Run the guide."""
+        with pyro_rng(seed, stream):
+            return self.guide.draw(data)[0]
+
+    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density of the guide, and the log importance ratio."""
+        terms = self.guide.log_joint.terms(data, u=u)
+        log_q = self.guide.log_density(data, terms.values) + terms.jacobian
+        return log_q, terms.joint - log_q
+
+    def rows(self, index: slice) -> GuideStart:
+        """The same guide: it is read for whatever data come."""
+        return self
+
+
+class GaussianStart(Start):
+    """A Gaussian in u for each datapoint: ``loc`` (N, D) and ``scale_tril`` (N, D, D)."""
+
+    name = "local"
+
+    def __init__(self, log_joint: LogJoint, loc: Tensor, scale_tril: Tensor) -> None:
+        self.log_joint, self.loc, self.scale_tril = log_joint, loc, scale_tril
+
+    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+        """Loc + scale_tril @ noise."""
+        chains = data.num_datapoints // len(self.loc)
+        gen = generator(seed, stream, device=self.loc.device)
+        shape = (chains, *self.loc.shape)
+        noise = torch.randn(shape, generator=gen, device=self.loc.device, dtype=self.loc.dtype)
+        return (self.loc + torch.einsum("nij,cnj->cni", self.scale_tril, noise)).flatten(0, 1)
+
+    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Gaussian log density, and the log importance ratio."""
+        log_q = self.log_density(u.reshape(-1, *self.loc.shape)).flatten()
+        return log_q, self.log_joint.terms(data, u=u).joint - log_q
+
+    def log_density(self, u: Tensor) -> Tensor:
+        """Log q0 at u (C, N, D): (C, N)."""
+        centred = (u - self.loc).movedim(0, -1)
+        white = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        dim = self.loc.shape[-1]
+        return -0.5 * white.square().sum(1).T - log_det - 0.5 * dim * math.log(2 * math.pi)
+
+    def rows(self, index: slice) -> GaussianStart:
+        """The Gaussians of some datapoints."""
+        return GaussianStart(self.log_joint, self.loc[index], self.scale_tril[index])
+
+
+def scale_of(start: Start, data: Data, seed: int) -> Tensor:
+    """Standard deviation of the start in each dimension, (N, D): the whitening, hence the mass matrix.
+
+    Estimated from draws of a stream of its own; any positive value is valid, so the estimate costs no exactness.
+    """
+    draws = start.draw(data.fold(SCALE_DRAWS), seed, "scale").reshape(SCALE_DRAWS, data.num_datapoints, -1)
+    scale = draws.std(0)
+    return torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))

@@ -1,0 +1,308 @@
+"""Training an amortized guide (and the model's parameters) by stochastic variational inference.
+
+Minibatches are drawn without replacement, epoch by epoch, from a random stream of their own. The program is trained in
+place, as in Pyro. Letters: N datapoints.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from amortize.errors import AmortizeWarning, ArgumentError, TrainingError
+from amortize.inference.fitted import Fitted
+from amortize.inference.importance import log_ratios
+from amortize.inference.objectives import loss_of, make_objective
+from amortize.inference.starts import GuideStart
+from amortize.program.data import Data
+from amortize.program.density import require_guide
+from amortize.program.program import Program
+from amortize.random import check_seed, generator, pyro_rng, stream_seed
+
+__all__ = ["Training", "fit"]
+
+SCHEDULES = ("constant", "cosine", "exponential")
+FINAL_RATE = 0.01  # of the first learning rate, at the end of an exponential schedule
+MOST_SKIPPED = 20  # non-finite steps in a row
+VALIDATION_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    Parameters
+    ----------
+    learning_rate
+        Of Adam.
+    batch_size
+        Datapoints a step; None takes all, or 128 where there are more than 256.
+    schedule
+        "constant", "cosine" (to 0) or "exponential" (to 1 % of the first rate).
+    clip_norm
+        Largest gradient norm; None clips nothing.
+    validation
+        Data on which the ELBO is measured every ``validate_every`` steps; None measures none.
+    patience
+        Stop after so many measurements without a better validation ELBO, and go back to the best; None never stops.
+    progress
+        Whether to show a bar; None shows one on a terminal.
+    """
+
+    learning_rate: float = 1e-3
+    batch_size: int | None = None
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    validation: Any = None
+    validate_every: int = 100
+    patience: int | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ArgumentError(
+                f"Training learning_rate: expected a positive number, got {self.learning_rate!r}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ArgumentError(f"Training schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
+        for name in ("batch_size", "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ArgumentError(f"Training {name}: expected an integer of at least 1, got {value!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ArgumentError(f"Training clip_norm: expected a positive number, got {self.clip_norm!r}")
+        if self.patience is not None and self.validation is None:
+            raise ArgumentError(
+                "Training patience: early stopping needs validation data, Training(validation=...)"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What to write down: everything but the data."""
+        plain = {name: value for name, value in vars(self).items() if name not in {"validation", "progress"}}
+        return plain | {"validation": self.validation is not None}
+
+
+def fit(
+    program: Program,
+    x: Any,
+    *,
+    objective: str | ELBO = "elbo",
+    num_steps: int = 5000,
+    seed: int = 0,
+    device: str | None = None,
+    training: Training | None = None,
+) -> Fitted:
+    """Train a program's guide and model on N datapoints, in place.
+
+    Parameters
+    ----------
+    program, x
+        The program (with a guide) and its data.
+    objective
+        "elbo" (Trace_ELBO), "graph-elbo" (TraceGraph_ELBO), "mean-field-elbo" (TraceMeanField_ELBO), or a Pyro ELBO.
+    num_steps
+        Optimiser steps; 0 measures and trains nothing.
+    training
+        ``am.Training(...)``.
+
+    Returns
+    -------
+    Fitted
+        The same program, with the history of its training. Ctrl-C ends training early and says so in ``interrupted``.
+
+    Raises
+    ------
+    GuideMismatchError
+        If there is no guide.
+    TrainingError
+        If the loss stays non-finite, or there is nothing to train.
+
+    Examples
+    --------
+    >>> import torch, amortize as am
+    >>> analysis = am.models.FactorAnalysis.random(latent_dim=2, data_dim=4, seed=0)
+    >>> x = analysis.program().simulate(torch.zeros(32, 4))[1]["x"]
+    >>> fitted = am.fit(analysis.program(), x, num_steps=20)
+    >>> len(fitted.history)
+    20
+    """
+    training = Training() if training is None else training
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+        raise ArgumentError(f"num_steps: expected an integer of at least 0, got {num_steps!r}")
+    seed = check_seed(seed)
+    require_guide(program)
+    elbo = make_objective(objective)
+    data = program.prepare(x, device=device)
+    valid = None if training.validation is None else program.prepare(training.validation, device=device)
+    run = _Run(program, elbo, training, num_steps, stream_seed(seed, "fit"))
+    begin = time.perf_counter()
+    run.train(data, valid, begin)
+    settings = training.settings() | {"num_steps": num_steps, "batch_size": run.batch_size(data)}
+    return Fitted(
+        program=program,
+        history=run.history(),
+        objective=objective if isinstance(objective, str) else type(objective).__name__,
+        seed=seed,
+        settings=settings,
+        seconds=time.perf_counter() - begin,
+        stopped_early=run.stopped_early,
+        interrupted=run.interrupted,
+    )
+
+
+class _Run:
+    """One training run: the optimiser, its schedule, the best state so far."""
+
+    def __init__(
+        self, program: Program, objective: ELBO, training: Training, num_steps: int, seed: int
+    ) -> None:
+        self.program, self.objective, self.training = program, objective, training
+        self.num_steps, self.seed = num_steps, seed
+        self.rows: list[dict[str, float]] = []
+        self.stopped_early = self.interrupted = False
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.skipped = 0
+
+    def batch_size(self, data: Data) -> int:
+        """Datapoints a step."""
+        return min(
+            self.training.batch_size or (128 if data.num_datapoints > 256 else 256), data.num_datapoints
+        )
+
+    def history(self) -> pd.DataFrame:
+        """A row a step."""
+        columns = [
+            "step", "elbo", "validation_elbo", "validation_elbo_se", "learning_rate", "gradient_norm", "seconds",
+        ]  # fmt: skip
+        return pd.DataFrame(self.rows, columns=columns).astype({"step": int})
+
+    def train(self, data: Data, valid: Data | None, begin: float) -> None:
+        """Step until done, patience runs out, or Ctrl-C."""
+        parameters = [p for p in self.program.parameters() if p.requires_grad]
+        if not parameters:
+            raise TrainingError(
+                "the program has no parameters to train; use its guide as it is, without am.fit"
+            )
+        optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
+        scheduler = self._scheduler(optimiser)
+        batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
+        hidden = None if self.training.progress is None else not self.training.progress
+        bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
+        try:
+            with bar, pyro_rng(self.seed, "steps"):
+                for step in range(1, self.num_steps + 1):
+                    row = self._step(next(batches), data, optimiser, step)
+                    scheduler.step()
+                    last = step == self.num_steps
+                    if valid is not None and (step % self.training.validate_every == 0 or last):
+                        self._validate(valid, row, step)
+                    row["seconds"] = time.perf_counter() - begin
+                    self.rows.append(row)
+                    bar.update()
+                    if self._out_of_patience(step):
+                        self.stopped_early = True
+                        break
+        except KeyboardInterrupt:
+            self.interrupted = True
+            warnings.warn(
+                f"training was interrupted after {len(self.rows)} of {self.num_steps} steps; the program keeps what it "
+                "learned until then",
+                AmortizeWarning,
+                stacklevel=3,
+            )
+        if self.best is not None and self.training.patience is not None:
+            self.program.restore(self.best[2])
+
+    def _step(self, batch: Data, data: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(self.objective, self.program, batch) / batch.num_datapoints
+        rate = optimiser.param_groups[0]["lr"]
+        norm = float("nan")
+        if torch.isfinite(loss):
+            loss.backward()  # type: ignore[no-untyped-call]
+            limit = self.training.clip_norm if self.training.clip_norm is not None else float("inf")
+            parameters = optimiser.param_groups[0]["params"]
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if np.isfinite(norm):
+            optimiser.step()
+            self.skipped = 0
+        else:
+            self._skip(step, float(loss.detach()))
+        nan = float("nan")
+        return {
+            "step": step,
+            "elbo": -float(loss.detach()),
+            "validation_elbo": nan,
+            "validation_elbo_se": nan,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+
+    def _skip(self, step: int, loss: float) -> None:
+        self.skipped += 1
+        if self.skipped >= MOST_SKIPPED:
+            raise TrainingError(
+                f"the loss or its gradient was not finite in {self.skipped} steps in a row (step {step}, loss {loss}). "
+                "Lower Training(learning_rate=...), clip gradients with clip_norm=, or look for data outside a "
+                "distribution's support with program.check(x)"
+            )
+
+    def _scheduler(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
+        steps = max(self.num_steps, 1)
+        if self.training.schedule == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        decay = FINAL_RATE ** (1 / steps) if self.training.schedule == "exponential" else 1.0
+        return torch.optim.lr_scheduler.ExponentialLR(optimiser, decay)
+
+    def _validate(self, valid: Data, row: dict[str, float], step: int) -> None:
+        elbo, error = validation_elbo(self.program, valid, seed=self.seed)
+        row["validation_elbo"], row["validation_elbo_se"] = elbo, error
+        if np.isfinite(elbo) and (self.best is None or elbo > self.best[0]):
+            self.best = (elbo, step, self.program.state())
+
+    def _out_of_patience(self, step: int) -> bool:
+        if self.training.patience is None or self.best is None:
+            return False
+        return step - self.best[1] >= self.training.patience * self.training.validate_every
+
+
+def validation_elbo(program: Program, data: Data, *, seed: int) -> tuple[float, float]:
+    """Mean ELBO a datapoint and its standard error over datapoints, nats; the same draws at every call."""
+    with program.evaluating():
+        if program.structure(data).discrete:
+            return _loss_elbo(program, data, seed), float("nan")
+        start = GuideStart(program.guide_density(data))
+        values = log_ratios(start, data, VALIDATION_DRAWS, seed=seed, stream="validation").mean(0)
+    good = values[np.isfinite(values)]
+    if len(good) == 0:
+        return float("nan"), float("nan")
+    return float(good.mean()), float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else float("nan")
+
+
+def _loss_elbo(program: Program, data: Data, seed: int) -> float:
+    elbo = make_objective("elbo")
+    with pyro_rng(seed, "validation"), torch.no_grad():
+        losses = [float(elbo.loss(program.model, program.guide, *data.args, **data.kwargs)) for _ in range(4)]
+    return -float(np.mean(losses)) / data.num_datapoints
+
+
+def _batches(data: Data, size: int, gen: torch.Generator) -> Iterator[Data]:
+    if size >= data.num_datapoints:
+        while True:
+            yield data
+    device = next(leaf.device for leaf in data.leaves if isinstance(leaf, Tensor))
+    while True:
+        order = torch.randperm(data.num_datapoints, generator=gen).to(device)
+        for first in range(0, data.num_datapoints - size + 1, size):
+            yield data.rows(order[first : first + size])

@@ -1,0 +1,181 @@
+"""Adoption: a program's parameters live in modules that own them, never in Pyro's global parameter store.
+
+A function that says ``pyro.param`` or ``pyro.module`` writes to a process-wide store, where a second network under a
+known name is never trained and two models that share a name share its value. Here each call runs inside a store of the
+program's own; what the call creates there is registered as ``torch.nn.Parameter`` of a module, and the user's global
+store is put back as it was, also when the call raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from amortize.errors import ParameterNameError
+
+__all__ = ["Adopted", "ParameterScope", "find_modules"]
+
+
+class ParameterScope(nn.Module):
+    """A parameter store of a program's own, whose entries are parameters of this module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params = nn.ParameterDict()
+        self._state: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._lenders: list[nn.Module] = []
+        self._pending: dict[str, Tensor] = {}
+
+    def borrow(self, networks: nn.Module) -> None:
+        """Leave the parameters of ``networks`` with them: they have an owner already."""
+        self._lenders.append(networks)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Swap this store for Pyro's global one, and back at the end whatever happens."""
+        store = pyro.get_param_store()
+        outer = store.get_state()
+        store.clear()
+        store.set_state(self._state)
+        try:
+            with _NameGuard():
+                yield
+        finally:
+            self._state = store.get_state()
+            store.clear()
+            store.set_state(outer)
+            self._register()
+
+    def restore_later(self, key: str, value: Tensor) -> None:
+        """Keep a value for a parameter that the program has not created yet (``key`` as in ``params``)."""
+        self._pending[key] = value
+
+    def _register(self) -> None:
+        borrowed = {id(parameter) for lender in self._lenders for parameter in lender.parameters()}
+        for name, tensor in self._state["params"].items():
+            key = _escape(name)
+            if id(tensor) in borrowed or key in self.params:
+                continue
+            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
+            if key in self._pending:
+                with torch.no_grad():
+                    parameter.copy_(self._pending.pop(key))
+            self._state["params"][name] = parameter
+            self.params[key] = parameter
+
+
+class Adopted(nn.Module):
+    """A model or guide whose calls run in a parameter scope.
+
+    Parameters
+    ----------
+    function
+        A function, bound method, ``nn.Module`` or ``PyroModule``.
+    scope
+        The store its ``pyro.param`` and ``pyro.module`` statements read and write.
+    """
+
+    def __init__(self, function: Callable[..., Any], scope: ParameterScope) -> None:
+        super().__init__()
+        self.scope = scope
+        self.networks = nn.ModuleList(find_modules(function))
+        scope.borrow(self.networks)
+        self.condition: dict[str, Tensor] = {}
+        self._function = (function,)  # in a tuple, so that a module is registered once, among the networks
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What the user wrote."""
+        return self._function[0]
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the user's function; the global store is untouched."""
+        function = poutine.condition(self.function, data=self.condition) if self.condition else self.function
+        with self.scope.active():
+            return function(*args, **kwargs)
+
+
+class _NameGuard(Messenger):
+    """Refuses a second network under a name that is taken: Pyro would use it untrained, without an error."""
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        offered = msg["args"][1] if len(msg["args"]) > 1 else None
+        if not isinstance(offered, nn.Parameter) or msg["value"] is None:
+            return
+        stored = msg["value"].unconstrained() if hasattr(msg["value"], "unconstrained") else msg["value"]
+        if stored is not offered and stored.data_ptr() != offered.data_ptr():
+            raise ParameterNameError(
+                f"parameter {msg['name']!r} belongs to two different networks of this program; only the first would "
+                "be trained. Give each pyro.module (or pyro.param) a name of its own"
+            )
+
+
+def find_modules(function: Any) -> list[nn.Module]:
+    """The ``nn.Module`` objects that a callable can reach.
+
+    Looks at the callable itself, the object it is bound to, its closure, defaults, the globals it names, and the
+    attributes and containers of plain objects found there. What it misses still trains through ``pyro.module``; found
+    modules also get ``.eval()``, ``.to()`` and a place in ``state_dict`` (running statistics of BatchNorm, say).
+    """
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    queue: list[tuple[Any, int]] = [(function, 0)]
+    while queue:
+        item, depth = queue.pop(0)
+        if id(item) in seen or depth > 4:
+            continue
+        seen.add(id(item))
+        if isinstance(item, nn.Module):
+            found[id(item)] = item
+        else:
+            queue.extend((child, depth + 1) for child in _children(item))
+    inner = {id(child) for module in found.values() for child in module.modules() if child is not module}
+    return [module for key, module in found.items() if key not in inner]
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, functools.partial):
+        return [item.func, *item.args, *item.keywords.values()]
+    if inspect.ismethod(item):
+        return [item.__self__] if isinstance(item.__self__, nn.Module) else [item.__self__, item.__func__]
+    if inspect.isfunction(item):
+        variables = inspect.getclosurevars(item)
+        wrapped = [item.__wrapped__] if hasattr(item, "__wrapped__") else []
+        return [
+            *variables.nonlocals.values(),
+            *variables.globals.values(),
+            *(item.__defaults__ or ()),
+            *wrapped,
+        ]
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, (list, tuple)):
+        return list(item)
+    if _is_plain_object(item):
+        return list(vars(item).values())
+    return []
+
+
+def _is_plain_object(item: Any) -> bool:
+    if inspect.ismodule(item) or inspect.isclass(item) or not hasattr(item, "__dict__"):
+        return False
+    home = type(item).__module__.split(".")[0]
+    return home not in {"torch", "numpy", "builtins"}
+
+
+def _escape(name: str) -> str:
+    return name.replace("%", "%25").replace(".", "%2E")

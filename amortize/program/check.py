@@ -1,0 +1,257 @@
+"""The contract of a program, tried on a few datapoints: quick refusals for the verbs, a report for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions import Delta
+from torch import Tensor
+from torch.distributions import Independent
+
+from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
+from amortize.program.data import Data
+from amortize.program.discover import HEAD, run_recorded
+from amortize.program.handlers import data_dim
+from amortize.random import generator, pyro_rng
+
+if TYPE_CHECKING:
+    from amortize.program.density import LogJoint
+    from amortize.program.program import Program
+
+__all__ = ["CheckReport", "CheckRow", "check_program", "verify_guide", "verify_independent"]
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One clause of the contract: ``verdict`` is "ok", "fails" or "not tried"; ``remedy`` says why and what to do."""
+
+    clause: str
+    verdict: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Verdicts on the clauses of the contract, in the order in which they were tried."""
+
+    rows: tuple[CheckRow, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing fails."""
+        return all(row.verdict != "fails" for row in self.rows)
+
+    def __str__(self) -> str:
+        width = max(len(row.clause) for row in self.rows)
+        lines = [f"{row.clause:<{width}}  {row.verdict:<9}  {row.remedy}".rstrip() for row in self.rows]
+        return "\n".join(lines)
+
+
+def check_program(program: Program, x: Any) -> CheckReport:
+    """Try each clause in turn; a clause that fails leaves those behind it untried."""
+    found: dict[str, Any] = {}
+    steps: list[tuple[str, Callable[[], Any]]] = [
+        ("data are finite numbers and both functions run", lambda: found.update(data=program.prepare(x))),
+        (
+            "one data plate; latents inside it",
+            lambda: found.update(structure=program.structure(found["data"])),
+        ),
+        ("rows independent, deterministic in eval mode", lambda: program.log_joint(found["data"])),
+        ("log joint finite at prior draws", lambda: _check_finite(program, found["data"])),
+    ]
+    if program.guide is not None:
+        steps.append(("guide matches the model's sites", lambda: program.guide_density(found["data"])))
+    rows: list[CheckRow] = []
+    with program.evaluating():
+        for clause, step in steps:
+            if rows and rows[-1].verdict != "ok":
+                rows.append(CheckRow(clause, "not tried"))
+                continue
+            rows.append(_try(clause, step))
+    if rows[1].verdict == "ok" and found["structure"].scaled:
+        rows.append(CheckRow("no scale of one's own", "ok", _scale_note(found["structure"].scaled)))
+    return CheckReport(tuple(rows))
+
+
+def _try(clause: str, step: Callable[[], Any]) -> CheckRow:
+    try:
+        step()
+    except AmortizeError as error:
+        return CheckRow(clause, "fails", f"{type(error).__name__}: {error}")
+    return CheckRow(clause, "ok")
+
+
+def _scale_note(names: tuple[str, ...]) -> str:
+    return f"poutine.scale multiplies {', '.join(names)}: the evidence is that of the scaled (not normalised) density"
+
+
+def _check_finite(program: Program, data: Data) -> None:
+    log_joint = program.log_joint(data)
+    head = data.rows(slice(0, min(data.num_datapoints, 64)))
+    with pyro_rng(0, "check"), torch.no_grad():
+        value = log_joint.terms(head, u=log_joint.draw_prior(head)).joint
+    bad = torch.nonzero(~torch.isfinite(value)).flatten().tolist()
+    if len(bad) == head.num_datapoints:
+        raise NotFiniteError(
+            f"log p(x, z) is not finite at prior draws for any of {head.num_datapoints} datapoints; look for data "
+            "outside a distribution's support"
+        )
+
+
+class NotFiniteError(AmortizeError, ValueError):
+    """The log joint is nowhere finite."""
+
+
+def verify_independent(log_joint: LogJoint, data: Data) -> None:
+    """Compare rows alone with the batch, folded and permuted, and look for terms outside the plate.
+
+    Raises
+    ------
+    NotIndependentError, DynamicStructureError
+        If the log joint of a row depends on other rows, or differs between two runs.
+    """
+    head = data.rows(slice(0, min(data.num_datapoints, 3)))
+    num = head.num_datapoints
+    with pyro_rng(0, "verify"), torch.no_grad():
+        u = log_joint.draw_prior(head.fold(2))
+        terms = log_joint.terms(head.fold(2), u=u)
+        again = log_joint.terms(head.fold(2), u=u)
+        order = torch.arange(2 * num, device=u.device).flip(0)
+        other = log_joint.terms(head.fold(2).rows(order), u=u[order])
+        _same(terms.joint, again.joint, "between two runs on the same latents", DynamicStructureError)
+        _same(terms.joint[order], other.joint, "when the batch is permuted", NotIndependentError)
+        _verify_alone(log_joint, head, u[:num], terms.joint[:num])
+        _verify_outside(log_joint, head, u, terms.outside)
+
+
+def _verify_alone(log_joint: LogJoint, head: Data, u: Tensor, together: Tensor) -> None:
+    for row in range(head.num_datapoints):
+        try:
+            alone = log_joint.terms(head.rows(slice(row, row + 1)), u=u[row : row + 1]).joint
+        except (ValueError, RuntimeError) as error:
+            raise NotIndependentError(
+                f"the model runs on a batch but not on a single datapoint ({error}). Is BatchNorm in training mode, or "
+                "does the model squeeze away a dimension of size 1?"
+            ) from error
+        _same(together[row : row + 1], alone, "when a datapoint is taken alone", NotIndependentError)
+
+
+def _verify_outside(log_joint: LogJoint, head: Data, u: Tensor, outside: Tensor) -> None:
+    if not log_joint.structure.outside:
+        return
+    other = log_joint.terms(head.fold(2), u=log_joint.draw_prior(head.fold(2))).outside
+    if not torch.allclose(outside, other, rtol=1e-5, atol=1e-6, equal_nan=True):
+        names = ", ".join(repr(name) for name in log_joint.structure.outside)
+        raise NotIndependentError(
+            f"{names} stands outside the data plate {log_joint.structure.plate!r} but depends on latents inside it. "
+            "Move it into the plate, so that each datapoint has its own term"
+        )
+
+
+def _same(first: Tensor, second: Tensor, when: str, error: type[AmortizeError]) -> None:
+    tolerance = 1e-4 if first.dtype == torch.float32 else 1e-8
+    if not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True):
+        worst = float((first - second).abs().nan_to_num().max())
+        raise error(
+            f"log p(x, z) of a datapoint changes by up to {worst:.3g} nats {when}. Rows must be independent and the "
+            "program deterministic: no batch statistics (BatchNorm or dropout in training mode: call .eval()), no "
+            "z - z.mean(0), no shape that depends on the batch"
+        )
+
+
+def verify_guide(log_joint: LogJoint, data: Data) -> str:
+    """Compare the guide's sites, shapes and supports with the model's latents; return the guide's data plate.
+
+    Raises
+    ------
+    GuideMismatchError
+        Naming the site and the way out.
+    """
+    program, structure = log_joint.program, log_joint.structure
+    assert program.guide is not None
+    head = data.rows(slice(0, min(data.num_datapoints, HEAD)))
+    messages = {
+        name: msg for name, msg in run_recorded(program.guide, head).items() if name not in program.condition
+    }
+    _compare_names(set(structure.sites), messages)
+    plate = _guide_plate(structure.plate, messages, head.num_datapoints)
+    for name, site in structure.sites.items():
+        msg = messages[name]
+        if data_dim(msg, plate) != site.data_dim:
+            raise GuideMismatchError(
+                f"guide site {name!r} has its data plate at dimension {data_dim(msg, plate)}, the model at "
+                f"{site.data_dim}. Give both the same plates"
+            )
+        shape = tuple(size for i, size in enumerate(msg["value"].shape) if i != site.front)
+        if shape != site.shape:
+            raise GuideMismatchError(
+                f"guide site {name!r} has shape {shape} per datapoint, the model's has {site.shape}"
+            )
+        _refuse_point(name, msg["fn"])
+    _compare_supports(log_joint, head, messages)
+    return plate
+
+
+def _compare_names(expected: set[str], messages: Mapping[str, Mapping[str, Any]]) -> None:
+    drawn = {name for name, msg in messages.items() if not msg["is_observed"]}
+    missing, extra = sorted(expected - drawn), sorted(drawn - expected)
+    if missing or extra:
+        parts = [f"misses {', '.join(map(repr, missing))}"] if missing else []
+        parts += [f"samples {', '.join(map(repr, extra))}, which the model does not have"] if extra else []
+        raise GuideMismatchError(
+            f"the guide {' and '.join(parts)}. It must sample exactly the model's latent sites: "
+            f"{', '.join(map(repr, sorted(expected)))}"
+        )
+    factors = sorted(name for name, msg in messages.items() if msg["is_observed"])
+    if factors:
+        raise GuideMismatchError(
+            f"the guide observes {', '.join(map(repr, factors))}; its density must be normalised, so it may only "
+            "sample. Move factors and observations to the model"
+        )
+
+
+def _guide_plate(plate: str, messages: Mapping[str, Mapping[str, Any]], size: int) -> str:
+    frames = {frame.name: frame.size for msg in messages.values() for frame in msg["cond_indep_stack"]}
+    if plate in frames:
+        return plate
+    following = [name for name, now in frames.items() if now == size]
+    if len(following) != 1:
+        raise GuideMismatchError(
+            f"the guide has no plate {plate!r} around its sites (plates: {sorted(frames) or 'none'}). Put them inside "
+            f"`with pyro.plate({plate!r}, x.shape[0]):`, as in the model"
+        )
+    return following[0]
+
+
+def _refuse_point(name: str, fn: Any) -> None:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    if isinstance(fn, Delta):
+        raise GuideMismatchError(
+            f"guide site {name!r} is a point (Delta), which has no density over u. Start from the prior "
+            "(start='prior'), or give the site a distribution with spread"
+        )
+
+
+def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Mapping[str, Any]]) -> None:
+    values = {name: messages[name]["value"] for name in log_joint.structure.sites}
+    model = log_joint.messages(head, values)
+    gen = generator(0, "supports", device=log_joint.like.device)
+    u = torch.randn(
+        head.num_datapoints, log_joint.dim, generator=gen, device=gen.device, dtype=log_joint.like.dtype
+    )
+    with torch.no_grad():
+        inside = log_joint.terms(head, u=u).values
+    for name in log_joint.structure.sites:
+        ours, theirs = model[name]["fn"].support, messages[name]["fn"].support
+        if not bool(ours.check(values[name]).all()):
+            raise GuideMismatchError(
+                f"guide site {name!r} draws values outside the model's support: model {ours}, guide {theirs}"
+            )
+        if not bool(theirs.check(inside[name]).all()):
+            raise GuideMismatchError(
+                f"guide site {name!r} covers only a part of the model's support: model {ours}, guide {theirs}"
+            )

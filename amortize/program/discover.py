@@ -1,0 +1,216 @@
+"""Discovery: run a model on a few datapoints and read off its data plate and latent sites.
+
+The model runs on k and on k - 1 of its datapoints. The plate whose size follows is the data plate; a program whose
+sites or shapes differ otherwise is dynamic, and one whose plate does not follow has a size typed into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from amortize.errors import (
+    ContractError,
+    DynamicStructureError,
+    GlobalLatentError,
+    NoDataPlateError,
+    PlateSizeError,
+)
+from amortize.program.data import Data
+from amortize.program.handlers import Record, data_dim
+from amortize.program.sites import Site, Structure
+from amortize.random import pyro_rng
+
+__all__ = ["discover", "run_recorded"]
+
+HEAD = 4
+Messages = dict[str, dict[str, Any]]
+
+
+def run_recorded(function: Callable[..., Any], data: Data) -> Messages:
+    """Run a program once under validation and return the message of each sample site."""
+    record = Record()
+    with pyro_rng(0, "discover"), pyro.validation_enabled(True), torch.no_grad(), record:
+        function(*data.args, **data.kwargs)
+    return record.messages
+
+
+def discover(model: Callable[..., Any], data: Data, *, plate: str | None = None) -> Structure:
+    """Read the structure of ``model`` on ``data``.
+
+    Raises
+    ------
+    NoDataPlateError, PlateSizeError, GlobalLatentError, DynamicStructureError
+        Where the model breaks the contract; the message names the site and the way out.
+    """
+    size = min(data.num_datapoints, HEAD)
+    messages = _run_head(model, data, size)
+    smaller = _run_head(model, data, size - 1) if size > 1 else None
+    name = plate or _find_plate(messages, smaller, size)
+    _check_plate(name, messages, smaller, size)
+    structure = _structure(name, messages)
+    if smaller is not None and _signature(_structure(name, smaller)) != _signature(structure):
+        raise DynamicStructureError(
+            f"the model's latent sites or their shapes change with the data: {_signature(structure)} on {size} "
+            f"datapoints, {_signature(_structure(name, smaller))} on {size - 1}. Make sites and shapes fixed (masks)"
+        )
+    return structure
+
+
+def _run_head(model: Callable[..., Any], data: Data, size: int) -> Messages:
+    try:
+        return run_recorded(model, data.rows(slice(0, size)))
+    except ContractError:
+        raise
+    except Exception as error:
+        if size < data.num_datapoints and _runs(model, data):
+            raise PlateSizeError(
+                f"the model runs on all {data.num_datapoints} datapoints but not on {size} of them ({error}). A number "
+                "of datapoints seems to be typed in: size the plate from the data, pyro.plate('data', x.shape[0])"
+            ) from error
+        raise
+
+
+def _runs(model: Callable[..., Any], data: Data) -> bool:
+    try:
+        run_recorded(model, data)
+    except Exception:
+        return False
+    return True
+
+
+def _plates(messages: Messages) -> dict[str, int]:
+    return {
+        frame.name: frame.size
+        for msg in messages.values()
+        for frame in msg["cond_indep_stack"]
+        if frame.vectorized
+    }
+
+
+def _find_plate(messages: Messages, smaller: Messages | None, size: int) -> str:
+    plates = _plates(messages)
+    if smaller is not None:
+        after = _plates(smaller)
+        candidates = [name for name, now in plates.items() if now == size and after.get(name) == size - 1]
+    else:
+        candidates = [name for name, now in plates.items() if now == size]
+        candidates = _enclosing(messages, candidates) or candidates
+    if len(candidates) == 1:
+        return candidates[0]
+    if not plates:
+        sequential = any(msg["cond_indep_stack"] for msg in messages.values())
+        raise NoDataPlateError(
+            "the model has no vectorised pyro.plate"
+            + (" (only sequential ones, `for i in pyro.plate(...)`)" if sequential else "")
+            + ". Put latents and observations inside `with pyro.plate('data', x.shape[0]):`"
+        )
+    if not candidates:
+        sizes = ", ".join(f"{name!r} of size {now}" for name, now in plates.items())
+        raise PlateSizeError(
+            f"no plate follows the number of datapoints: on {size} datapoints the plates are {sizes}. "
+            "Size the data plate from the data, pyro.plate('data', x.shape[0])"
+        )
+    raise NoDataPlateError(
+        f"cannot tell which plate indexes the datapoints: {', '.join(map(repr, candidates))} all have size {size}. "
+        "Name it: am.Program(model, guide, plate='...')"
+    )
+
+
+def _enclosing(messages: Messages, candidates: list[str]) -> list[str]:
+    stacks = [{frame.name for frame in msg["cond_indep_stack"]} for msg in messages.values()]
+    return [name for name in candidates if all(name in stack for stack in stacks)]
+
+
+def _check_plate(name: str, messages: Messages, smaller: Messages | None, size: int) -> None:
+    plates = _plates(messages)
+    if name not in plates:
+        raise NoDataPlateError(f"plate: expected one of {sorted(plates)}, got {name!r}")
+    follows = plates[name] == size and (smaller is None or _plates(smaller).get(name) == size - 1)
+    if not follows:
+        raise PlateSizeError(
+            f"plate {name!r} has size {plates[name]} on {size} datapoints; expected {size}. "
+            "Size it from the data, pyro.plate('data', x.shape[0])"
+        )
+
+
+def _structure(plate: str, messages: Messages) -> Structure:
+    sites: dict[str, Site] = {}
+    observed, outside, scaled = [], [], []
+    start = 0
+    for name, msg in messages.items():
+        inside = data_dim(msg, plate) is not None
+        if msg["is_observed"]:
+            (observed if inside else outside).append(name)
+        elif not inside:
+            raise GlobalLatentError(
+                f"latent site {name!r} is outside the data plate {plate!r}, so every datapoint shares it. Condition on "
+                f"a value, am.Program(model, guide, condition={{{name!r}: value}}), make it a pyro.param, or move it "
+                "inside the plate"
+            )
+        else:
+            sites[name] = _site(name, msg, plate, start)
+            start = sites[name].stop
+        if inside and _has_user_scale(msg, plate):
+            scaled.append(name)
+    if not sites:
+        raise ContractError(
+            f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer"
+        )
+    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled))
+
+
+def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
+    fn, value = msg["fn"], msg["value"]
+    dim = data_dim(msg, plate)
+    assert dim is not None
+    front = value.dim() - fn.event_dim + dim
+    batch_ndim = value.dim() - fn.event_dim
+    discrete = bool(fn.support.is_discrete)
+    shape = _drop(value, front)
+    if discrete:
+        free: tuple[int, ...] = ()
+    else:
+        free = _drop(biject_to(fn.support).inv(value), front)
+    return Site(
+        name=name,
+        support=_support_name(fn.support),
+        discrete=discrete,
+        enumerable=discrete and bool(fn.has_enumerate_support),
+        shape=shape,
+        unconstrained_shape=free,
+        start=start,
+        stop=start + (0 if discrete else math.prod(free)),
+        front=front,
+        data_dim=dim,
+        batch_ndim=batch_ndim,
+        event_dim=fn.event_dim,
+    )
+
+
+def _drop(value: Tensor, axis: int) -> tuple[int, ...]:
+    return tuple(size for i, size in enumerate(value.shape) if i != axis)
+
+
+def _support_name(support: Any) -> str:
+    inner = getattr(support, "base_constraint", support)
+    return str(inner).removesuffix("()").removeprefix("_")
+
+
+def _has_user_scale(msg: Mapping[str, Any], plate: str) -> bool:
+    scale = msg["scale"]
+    expected = 1.0
+    for frame in msg["cond_indep_stack"]:
+        if frame.name == plate and frame.full_size not in (None, frame.size) and frame.size:
+            expected = frame.full_size / frame.size
+    return not (isinstance(scale, (int, float)) and abs(scale - expected) < 1e-9 * expected)
+
+
+def _signature(structure: Structure) -> dict[str, tuple[int, ...]]:
+    return {name: site.shape for name, site in structure.sites.items()}

@@ -1,0 +1,178 @@
+"""The messengers that read or steer one run of a program.
+
+``Substitute`` is the evaluating handler: it stands outermost, puts given values at the latent sites and adds up log
+densities per datapoint. Letters: B rows (datapoints, or chains x datapoints folded into the batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Bernoulli, Independent, biject_to
+from torch.nn.functional import softplus
+
+from amortize.errors import DynamicStructureError
+from amortize.program.sites import Site
+
+__all__ = ["LogTerms", "Record", "Substitute", "log_density", "unvalidated"]
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Pyro's and torch's validation off: a row outside its support is a value to report, not an exception."""
+    with pyro.validation_enabled(False):
+        yield
+
+
+def log_density(fn: Any, value: Tensor) -> Tensor:
+    """``fn.log_prob(value)``; Bernoulli as ``x * logits - softplus(logits)``, whose gradient needs no softplus."""
+    if isinstance(fn, Independent):
+        inner = log_density(fn.base_dist, value)
+        dims = fn.reinterpreted_batch_ndims
+        return inner.sum(tuple(range(-dims, 0))) if dims else inner
+    if isinstance(fn, Bernoulli):
+        return value * fn.logits - softplus(fn.logits)
+    result: Tensor = fn.log_prob(value)
+    return result
+
+
+class LogTerms:
+    """Log densities of one run, each of shape (B,) in nats: latents, observations, Jacobian; ``outside`` is a scalar."""
+
+    def __init__(self, num_rows: int, like: Tensor) -> None:
+        zero = like.new_zeros(num_rows)
+        self.latent, self.observed, self.jacobian = zero, zero, zero
+        self.outside = like.new_zeros(())
+
+
+class Substitute(Messenger):
+    """Put values at latent sites and collect log densities per datapoint.
+
+    Parameters
+    ----------
+    sites
+        Latent sites by name, as discovered in the model.
+    plate
+        Name of the data plate.
+    terms
+        Where the log densities are added.
+    u
+        (B, D) unconstrained latents, mapped by ``biject_to`` of the support the site has in this very run.
+    values
+        Constrained values by site name instead of ``u``.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        plate: str,
+        terms: LogTerms,
+        *,
+        u: Tensor | None = None,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.sites, self.plate, self.terms = sites, plate, terms
+        self.u, self.given = u, values
+        self.values: dict[str, Tensor] = {}
+        self.observed: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        site = self.sites.get(msg["name"])
+        if site is None or msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+            return
+        msg["value"] = self._constrain(site, msg) if self.u is not None else (self.given or {})[site.name]
+        msg["done"] = True
+        self.values[site.name] = msg["value"]
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if site_is_subsample(msg):
+            return
+        latent = msg["name"] in self.sites
+        if not latent and not msg["is_observed"]:
+            raise DynamicStructureError(
+                f"site {msg['name']!r} appeared that was not there when the program was read: its control flow depends "
+                "on values. Make the set of sites fixed, for example with masks"
+            )
+        dim = data_dim(msg, self.plate)
+        log_prob = _masked(log_density(msg["fn"], msg["value"]), msg["mask"]) * _user_scale(msg, self.plate)
+        if latent:
+            self.terms.latent = self.terms.latent + per_row(log_prob, dim)
+            return
+        self.observed[msg["name"]] = msg["fn"]
+        if dim is None:
+            self.terms.outside = self.terms.outside + log_prob.sum()
+        else:
+            self.terms.observed = self.terms.observed + per_row(log_prob, dim)
+
+    def _constrain(self, site: Site, msg: dict[str, Any]) -> Tensor:
+        assert self.u is not None
+        flat = self.u[:, site.start : site.stop].reshape((self.u.shape[0], *site.unconstrained_shape))
+        raw = flat.movedim(0, site.front)
+        transform = biject_to(msg["fn"].support)
+        value: Tensor = transform(raw)
+        jacobian = transform.log_abs_det_jacobian(raw, value)
+        event = tuple(range(site.batch_ndim, jacobian.dim()))
+        jacobian = jacobian.sum(event) if event else jacobian
+        self.terms.jacobian = self.terms.jacobian + per_row(_masked(jacobian, msg["mask"]), site.data_dim)
+        return value
+
+
+class Record(Messenger):
+    """Keep each sample site's message as the program runs, latents and observations alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: dict[str, dict[str, Any]] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if not site_is_subsample(msg):
+            self.messages[msg["name"]] = {
+                key: msg[key]
+                for key in (
+                    "name",
+                    "fn",
+                    "value",
+                    "is_observed",
+                    "cond_indep_stack",
+                    "infer",
+                    "scale",
+                    "mask",
+                )
+            }
+
+
+def data_dim(msg: Mapping[str, Any], plate: str) -> int | None:
+    """Batch dimension (negative) of the data plate at a site, None outside it."""
+    return next((frame.dim for frame in msg["cond_indep_stack"] if frame.name == plate), None)
+
+
+def per_row(log_prob: Tensor, dim: int | None) -> Tensor:
+    """Sum every batch dimension but the data plate's: (B,)."""
+    axis = log_prob.dim() + dim if dim is not None else -1
+    if axis < 0:
+        return log_prob.sum()
+    others = tuple(i for i in range(log_prob.dim()) if i != axis)
+    return log_prob.sum(others) if others else log_prob
+
+
+def _masked(log_prob: Tensor, mask: Any) -> Tensor:
+    return log_prob if mask is None else scale_and_mask(log_prob, 1.0, mask)
+
+
+def _user_scale(msg: Mapping[str, Any], plate: str) -> Any:
+    """The user's own ``poutine.scale``: what is left when the data plate's subsampling is divided out."""
+    scale = msg["scale"]
+    for frame in msg["cond_indep_stack"]:
+        if frame.name == plate and frame.full_size not in (None, frame.size) and frame.size:
+            scale = scale / (frame.full_size / frame.size)
+    if isinstance(scale, float) and abs(scale - 1.0) < 1e-12:
+        return 1.0
+    return scale

@@ -1,0 +1,192 @@
+"""A program: a Pyro model and (optionally) its guide, adopted so that their parameters live here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from amortize.errors import ArgumentError
+from amortize.program.adopt import Adopted, ParameterScope
+from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
+from amortize.program.data import Data
+from amortize.program.density import GuideDensity, LogJoint, require_guide
+from amortize.program.describe import describe
+from amortize.program.discover import discover
+from amortize.program.simulate import reconstruct, simulate
+from amortize.program.sites import Structure
+from amortize.random import pyro_rng
+
+__all__ = ["Program"]
+
+
+class Program(nn.Module):
+    """A Pyro model and its guide, owning their parameters; Pyro's global store is never written.
+
+    Parameters
+    ----------
+    model, guide
+        Functions, bound methods, ``nn.Module`` or ``PyroModule`` objects that take the same data. The guide is optional.
+    plate
+        Name of the data plate, where it cannot be told from the model.
+    condition
+        Values for global latent sites, which become givens.
+    allow_nan
+        Let NaN in the data pass: the model handles missing values itself.
+
+    Examples
+    --------
+    >>> import pyro, torch, amortize as am
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", x.shape[0]):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> program = am.Program(model)
+    >>> program.dim(torch.zeros(3))
+    1
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None = None,
+        *,
+        plate: str | None = None,
+        condition: Mapping[str, Any] | None = None,
+        allow_nan: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, function in (("model", model), ("guide", guide)):
+            if function is not None and not callable(function):
+                raise ArgumentError(f"{name}: expected a function, nn.Module or PyroModule, got {function!r}")
+        self.plate, self.allow_nan = plate, allow_nan
+        self.condition = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
+        scope = ParameterScope()
+        self.model = Adopted(model, scope)
+        own = isinstance(guide, nn.Module)  # names in a module are its own; functions may share parameters
+        self.guide = None if guide is None else Adopted(guide, ParameterScope() if own else scope)
+        for part in (self.model, self.guide):
+            if part is not None:
+                part.condition = self.condition
+        self._adopted = False
+
+    def describe(self, x: Any) -> str:
+        """Plate, latent sites with supports and sizes, and observed sites, as a table in text."""
+        data = self.prepare(x)
+        return describe(self, self.structure(data), data)
+
+    def check(self, x: Any) -> CheckReport:
+        """Try the contract of a program on data: a verdict and a remedy for each clause."""
+        return check_program(self, x)
+
+    def dim(self, x: Any) -> int:
+        """D, the number of unconstrained latent dimensions of a datapoint."""
+        return self.structure(self.prepare(x)).dim
+
+    def simulate(self, x: Any, *, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Draw latents and observations from the prior, shaped like ``x``: two dicts of arrays (N, ...)."""
+        data = self.prepare(x)
+        with self.evaluating():
+            return simulate(self, data, seed=seed)
+
+    def reconstruct(self, x: Any, *, num_draws: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
+        """Mean of each observed site's distribution over draws of the guide, a dict of arrays (N, ...)."""
+        data = self.prepare(x)
+        with self.evaluating():
+            return reconstruct(self.guide_density(data), data, num_draws=num_draws, seed=seed)
+
+    # What algorithms use
+
+    def prepare(self, x: Any, *, device: str | torch.device | None = None) -> Data:
+        """Read data, move to ``device``, and adopt the parameters that the program creates on its first run."""
+        if device is not None:
+            self.to(device)
+        place = next((p.device for p in self.parameters()), None) if device is None else torch.device(device)
+        data = Data.of(x, dtype=self.dtype, device=place, allow_nan=self.allow_nan)
+        if not self._adopted:
+            self._adopt(data)
+        return data
+
+    def structure(self, data: Data) -> Structure:
+        """What discovery reads off the model."""
+        return discover(self.model, data, plate=self.plate)
+
+    def log_joint(self, data: Data) -> LogJoint:
+        """The log joint, checked for independent rows on a few datapoints."""
+        like = torch.zeros((), dtype=self.dtype, device=_device(data))
+        log_joint = LogJoint(self, self.structure(data), like)
+        verify_independent(log_joint, data)
+        return log_joint
+
+    def guide_density(self, data: Data) -> GuideDensity:
+        """The guide's sampler and density, checked against the model's sites."""
+        require_guide(self)
+        log_joint = self.log_joint(data)
+        return GuideDensity(log_joint, verify_guide(log_joint, data))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the parameters, torch's default where there are none."""
+        floating = (p.dtype for p in self.parameters() if p.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode inside (BatchNorm and dropout fixed); each module's own mode is put back afterwards."""
+        flags = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers by name."""
+        return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what ``state`` gave; parameters that the program creates later get their value then.
+
+        Raises
+        ------
+        ArgumentError
+            If names or shapes are not this program's.
+        """
+        own = self.state_dict()
+        lazy = {
+            name: value for name, value in state.items() if name not in own and ".scope.params." in f".{name}"
+        }
+        wrong = [name for name in state if name not in own and name not in lazy]
+        wrong += [name for name in own if name not in state or own[name].shape != state[name].shape]
+        if wrong:
+            raise ArgumentError(
+                f"state: expected the parameters of this program, but {', '.join(sorted(wrong)[:5])} do not match. "
+                "Load it into a program made in the same way"
+            )
+        self.load_state_dict({name: value for name, value in state.items() if name in own})
+        for name, value in lazy.items():
+            self._scope(name).restore_later(name.rsplit(".", 1)[1], value)
+
+    def _scope(self, name: str) -> ParameterScope:
+        part = self.guide if name.startswith("guide.") else self.model
+        assert part is not None
+        return part.scope
+
+    def _adopt(self, data: Data) -> None:
+        head = data.rows(slice(0, min(data.num_datapoints, 2)))
+        with pyro_rng(0, "adopt"), torch.no_grad(), poutine.block():
+            for part in (self.model, self.guide):
+                if part is not None:
+                    part(*head.args, **head.kwargs)
+        self._adopted = True
+
+
+def _device(data: Data) -> torch.device:
+    return next(leaf.device for leaf in data.leaves if isinstance(leaf, Tensor))

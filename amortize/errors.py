@@ -5,6 +5,8 @@ Every message says what was expected, what came, and the way out; the command li
 
 from __future__ import annotations
 
+from numbers import Integral
+
 __all__ = [
     "AmortizeError",
     "AmortizeWarning",
@@ -22,6 +24,7 @@ __all__ = [
     "SpecError",
     "TrainingError",
     "UnboundedDiscreteError",
+    "check_count",
 ]
 
 
@@ -87,3 +90,16 @@ class GuideMismatchError(ContractError):
 
 class ParameterNameError(ContractError):
     """Two different networks or parameters use one name in one program."""
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Return ``value`` as an int of at least ``least``.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the argument, what was expected and what came.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ArgumentError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)

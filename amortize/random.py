@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from amortize.errors import ArgumentError
+from amortize.errors import check_count
 
 __all__ = ["check_seed", "generator", "pyro_rng", "stream_seed"]
 
@@ -28,9 +28,7 @@ def check_seed(seed: int) -> int:
     ArgumentError
         If it is not a non-negative integer.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ArgumentError(f"seed: expected a non-negative integer, got {seed!r}")
-    return int(seed)
+    return check_count("seed", seed, 0)
 
 
 def stream_seed(seed: int, *names: str | int) -> int:
@@ -55,14 +53,14 @@ def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") 
 @contextmanager
 def pyro_rng(seed: int, *names: str | int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python from a stream, and restore them at the end."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (Pyro and users draw from it)
     value = stream_seed(seed, *names)
     with torch.random.fork_rng():
         torch.manual_seed(value)
-        np.random.seed(value % 2**32)
+        np.random.seed(value % 2**32)  # noqa: NPY002
         random.seed(value)
         try:
             yield
         finally:
-            np.random.set_state(numpy_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)

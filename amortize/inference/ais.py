@@ -2,13 +2,13 @@ r"""Annealed importance sampling of each datapoint's evidence (Neal 2001, "Annea
 
 .. math:: \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \, r(u_{t-1}), \qquad E[w_n] = p(x_n)
 
-A pilot run of its own random stream adapts step sizes and whitening (tables over temperature and datapoint) and places
-the temperatures; all are then frozen, because adapting inside the weighted run would void E[w] = p(x). The mean of the log
-weights and the log of their mean are lower bounds on log p(x) in expectation.
+A pilot run of its own random stream adapts step sizes and whitening (tables over temperature and datapoint) and
+places the temperatures; all are then frozen, because adapting inside the weighted run would void E[w] = p(x). The mean
+of the log weights and the log of their mean are lower bounds on log p(x) in expectation.
 
-Step sizes aim at an acceptance of 0.8 but never go beyond a quarter of a period, L * step = pi / 2 in whitened coordinates:
-there a Gaussian's u forgets where it was, while at the acceptance alone it comes back to it, and the log ratios of
-neighbouring temperatures add up instead of averaging out.
+Step sizes aim at an acceptance of 0.8 but never go beyond a quarter of a period, L * step = pi / 2 in whitened
+coordinates: there a Gaussian's u forgets where it was, while at the acceptance alone it may come back to it, and the
+log ratios of neighbouring temperatures add up instead of averaging out.
 
 Letters: C chains, N datapoints, D latents, B = C * N rows (chain-major), T temperatures, L leapfrog steps.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, check_count
 from amortize.inference import schedule as schedules
 from amortize.inference.hmc import HMC, HMCParameters, hmc
 from amortize.inference.path import GeometricPath, Point
@@ -73,10 +73,8 @@ class AIS:
     step_size: float = FIRST_STEP
 
     def __post_init__(self) -> None:
-        for name, least in (("num_chains", 1), ("num_temperatures", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ArgumentError(f"AIS {name}: expected an integer of at least {least}, got {value!r}")
+        for name in ("num_chains", "num_temperatures"):
+            check_count(f"AIS {name}", getattr(self, name))
         if not isinstance(self.kernel, HMC):
             raise ArgumentError(f"AIS kernel: expected am.HMC(...), got {self.kernel!r}")
         if self.schedule not in SCHEDULES:
@@ -96,7 +94,7 @@ class Plan(NamedTuple):
 class Annealed(NamedTuple):
     """A run: log weights (C, N), acceptance (T, N), non-finite proposals (N,), and what a pilot learns from.
 
-    ``spread`` (T + 1,) is that of the log ratio, ``variance`` (T, N, D) that of u over chains; ``state`` is the last one.
+    ``spread`` (T + 1,) is that of the log ratio, ``variance`` (T, N, D) that of u over chains.
     """
 
     log_weights: Tensor
@@ -135,9 +133,7 @@ def run_pilot(start: Start, data: Data, settings: AIS, *, seed: int) -> Plan:
     path = make_path(start, folded, stream_seed(seed, "pilot"))
     for turn in range(PILOT_PASSES):
         u = start.draw(folded, seed, f"pilot-{turn}")
-        run = anneal(
-            path, u, plan, settings.kernel, generator(seed, "pilot-noise", turn, device=u.device), adapt=True
-        )
+        run = anneal(path, u, plan, settings.kernel, generator(seed, "pilot-noise", turn, device=u.device), adapt=True)
         wanted = steps if turn == PILOT_PASSES - 1 else count
         plan = _refine(plan, run, scale, wanted, settings)
     return plan
@@ -167,9 +163,7 @@ def _refine(plan: Plan, run: Annealed, scale: Tensor, num_temperatures: int, set
     change = (plan.scales / learned).log().mean(-1).exp()
     size = (run.step_sizes * change).clamp(SMALLEST_STEP, _largest_step(settings.kernel))
     at = plan.betas[1:]
-    return Plan(
-        betas, schedules.interpolate(at, size, betas[1:]), schedules.interpolate(at, learned, betas[1:])
-    )
+    return Plan(betas, schedules.interpolate(at, size, betas[1:]), schedules.interpolate(at, learned, betas[1:]))
 
 
 @torch.no_grad()
@@ -198,9 +192,7 @@ def anneal(
         log_weights = log_weights + (betas[t + 1] - betas[t]) * state.ratio
         column = sizes[t].repeat(chains).unsqueeze(-1)
         beta = betas[t + 1].expand(len(u), 1)
-        state, info = hmc(
-            state, path, HMCParameters(beta, column, plan.scales[t].repeat(chains, 1), kernel), noise
-        )
+        state, info = hmc(state, path, HMCParameters(beta, column, plan.scales[t].repeat(chains, 1), kernel), noise)
         acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
         nonfinite += (~info.finite).reshape(chains, num).sum(0)
         spread.append(_spread(state.ratio, chains))

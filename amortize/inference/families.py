@@ -1,6 +1,6 @@
 r"""Gaussian families of local posteriors over u, one set of parameters a datapoint.
 
-.. math:: u = \mu_n + L_n \epsilon, \qquad L_n = \mathrm{diag}(e^{s_n}) \text{ or lower triangular with diagonal } e^{s_n}
+.. math:: u = \mu_n + L_n \epsilon, \qquad L_n \text{ diagonal, or lower triangular, with diagonal } e^{s_n}
 
 Gradients follow the path alone ("sticking the landing", Roeder et al. 2017): with
 :math:`h = \nabla_u [\log p(x, u) - \log q(u)]`, :math:`\nabla_\mu = E[h]` and :math:`\nabla_L = E[h \epsilon^T]`, whose
@@ -31,7 +31,7 @@ class Gaussians(NamedTuple):
 
     def rows(self, index: Tensor) -> Gaussians:
         """The parameters of some datapoints."""
-        return Gaussians(*(None if part is None else part[index] for part in self))
+        return Gaussians(self.loc[index], self.log_scale[index], None if self.lower is None else self.lower[index])
 
 
 def check_family(family: str) -> str:

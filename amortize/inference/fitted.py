@@ -50,7 +50,7 @@ class Fitted:
     interrupted: bool = False
 
     def save(self, path: str | Path) -> Path:
-        """Write parameters, history and (where it can be pickled) the program's code to one file, whole or not at all."""
+        """Write parameters, history and (where it can be pickled) the program to one file, whole or not at all."""
         path = Path(path)
         notes = {
             "objective": self.objective,
@@ -77,7 +77,7 @@ class Fitted:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -112,9 +112,7 @@ def load(path: str | Path, program: Program | None = None) -> Fitted:
                 f"{path}: expected format {FORMAT}, got {content['format']!r}; load it with the version that wrote it"
             )
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        raise DataError(
-            f"{path}: expected a file written by Fitted.save ({type(error).__name__}: {error})"
-        ) from error
+        raise DataError(f"{path}: expected a file written by Fitted.save ({type(error).__name__}: {error})") from error
     if program is None:
         program = _unpickled(path, content)
     program.restore(content["state"])
@@ -126,16 +124,15 @@ def load(path: str | Path, program: Program | None = None) -> Fitted:
 def _pickled(program: Program) -> tuple[bytes | None, str]:
     try:
         return cloudpickle.dumps(program), ""
-    except (
-        Exception
-    ) as error:  # a user's objects may refuse in any way; the parameters are saved all the same
+    except Exception as error:  # a user's objects may refuse in any way; the parameters are saved all the same
         return None, f"{type(error).__name__}: {error}"
 
 
 def _unpickled(path: Path, content: dict[str, Any]) -> Program:
     if content["program"] is None:
         raise ArgumentError(
-            f"{path} holds the parameters but not the program, which could not be pickled ({content['program_missing']}). "
+            f"{path} holds the parameters but not the program, which could not be pickled "
+            f"({content['program_missing']}). "
             "Make the program and pass it: am.load(path, program)"
         )
     try:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, check_count
 from amortize.inference.path import GeometricPath, Point
 
 __all__ = ["HMC", "HMCInfo", "HMCParameters", "hmc"]
@@ -35,10 +35,7 @@ class HMC:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_leapfrog, int) or self.num_leapfrog < 1:
-            raise ArgumentError(
-                f"HMC num_leapfrog: expected an integer of at least 1, got {self.num_leapfrog!r}"
-            )
+        check_count("HMC num_leapfrog", self.num_leapfrog)
         if not 0 <= self.jitter < 1:
             raise ArgumentError(f"HMC jitter: expected a number in [0, 1), got {self.jitter!r}")
 

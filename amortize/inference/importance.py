@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from amortize.errors import ArgumentError
+from amortize.errors import check_count
 from amortize.inference.starts import Start
 from amortize.program.data import Data
 
@@ -30,8 +30,7 @@ class ImportanceSampling:
     num_draws: int = 1000
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_draws, bool) or not isinstance(self.num_draws, int) or self.num_draws < 1:
-            raise ArgumentError(f"ImportanceSampling num_draws: expected at least 1, got {self.num_draws!r}")
+        check_count("ImportanceSampling num_draws", self.num_draws)
 
 
 def log_ratios(start: Start, data: Data, num_draws: int, *, seed: int, stream: str) -> np.ndarray:

@@ -2,10 +2,10 @@ r"""The best non-amortized posterior of each datapoint: Gaussian variational inf
 
 .. math:: \max_{\lambda_n} \; E_{q(u; \lambda_n)}[\log p(x_n, u) - \log q(u; \lambda_n)]
 
-All datapoints share each evaluation of the model and nothing else: own Adam moments, own learning rate, own stopping.
-A datapoint whose mean ELBO over a window of steps no longer rises by more than its noise has its learning rate cut; after
-the last cut it takes the average of its window and stops, and stopped datapoints leave the batch. The reported ELBO is
-that of fresh draws, never the optimiser's. Letters: S draws, N datapoints, D latents, P parameters a datapoint.
+All datapoints share each evaluation of the model and nothing else: own Adam moments, own rate, own stopping.
+A datapoint whose mean ELBO over a window of steps no longer rises by more than its noise has its rate cut; after the
+last cut it takes the average of its window and stops, and stopped datapoints leave the batch. The reported ELBO is that
+of fresh draws, never the optimiser's. Letters: S draws, N datapoints, D latents, P parameters a datapoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, check_count
 from amortize.inference.families import Gaussians, check_family, draw, entropy, gradients, scale_tril
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.compile import Compiled
@@ -83,9 +83,7 @@ class LocalPosterior:
             If this posterior was loaded from arrays and knows neither program nor data.
         """
         if self.program is None or self.data is None:
-            raise ArgumentError(
-                "draws: this posterior was made from arrays alone; use its loc and scale_tril"
-            )
+            raise ArgumentError("draws: this posterior was made from arrays alone; use its loc and scale_tril")
         gen = generator(check_seed(seed), "local-draws")
         noise = torch.randn(num_draws, *self.loc.shape, generator=gen, dtype=torch.float64).numpy()
         u = self.loc + np.einsum("nij,snj->sni", self.scale_tril, noise)
@@ -126,7 +124,7 @@ class _Rows:
             value[index] = getattr(rows, name)
 
 
-def fit_local(
+def fit_local(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
@@ -167,12 +165,9 @@ def fit_local(
     (8,)
     """
     check_family(family)
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 2 or num_draws % 2:
-        raise ArgumentError(
-            f"num_draws: expected an even integer of at least 2 (antithetic pairs), got {num_draws!r}"
-        )
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ArgumentError(f"num_steps: expected an integer of at least 1, got {num_steps!r}")
+    num_draws, num_steps = check_count("num_draws", num_draws, 2), check_count("num_steps", num_steps)
+    if num_draws % 2:
+        raise ArgumentError(f"num_draws: expected an even number (draws come in antithetic pairs), got {num_draws}")
     seed = check_seed(seed)
     begin = time.perf_counter()
     data = program.prepare(x, device=device)
@@ -323,13 +318,15 @@ class _Problem:
         """ELBO and its standard error on fresh draws, (N,) each; a draw that is not finite makes it so."""
         gen = generator(seed, "score", device=q.loc.device)
         total = q.loc.new_zeros(2, len(q.loc), dtype=torch.float64)
+        centre = total[0]
         block = max(1, 2**15 // len(q.loc))
         for first in range(0, FINAL_DRAWS, block):
             count = min(block, FINAL_DRAWS - first)
             eps = torch.randn(count, *q.loc.shape, generator=gen, device=q.loc.device, dtype=q.loc.dtype)
             log_p = self.log_joint.terms(self.data.fold(count), u=draw(q, eps).flatten(0, 1)).joint
             value = log_p.reshape(count, -1).double() + 0.5 * eps.double().square().sum(-1)
-            centre = value[0] if first == 0 else centre
+            if first == 0:
+                centre = value[0]
             total += torch.stack([(value - centre).sum(0), (value - centre).square().sum(0)])
         mean = total[0] / FINAL_DRAWS
         variance = (total[1] / FINAL_DRAWS - mean.square()).clamp_min(0) * FINAL_DRAWS / (FINAL_DRAWS - 1)
@@ -344,9 +341,7 @@ def _adam(rows: _Rows, gradient: Tensor, elbo: Tensor) -> _Rows:
     gradient = torch.where(column, gradient, 0)
     steps = rows.steps + rows.active.long()
     first = torch.where(column, DECAY_FIRST * rows.first + (1 - DECAY_FIRST) * gradient, rows.first)
-    second = torch.where(
-        column, DECAY_SECOND * rows.second + (1 - DECAY_SECOND) * gradient.square(), rows.second
-    )
+    second = torch.where(column, DECAY_SECOND * rows.second + (1 - DECAY_SECOND) * gradient.square(), rows.second)
     age = steps.clamp_min(1).unsqueeze(-1).to(gradient)
     size = first / (1 - DECAY_FIRST**age) / ((second / (1 - DECAY_SECOND**age)).sqrt() + EPSILON)
     theta = torch.where(column, rows.theta + rows.rate.unsqueeze(-1) * size, rows.theta)

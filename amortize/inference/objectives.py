@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from pyro.infer import ELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
@@ -29,6 +30,8 @@ def make_objective(objective: str | ELBO) -> ELBO:
         For an unknown name.
     """
     if isinstance(objective, ELBO):
+        if not (isinstance(objective, TraceGraph_ELBO) or hasattr(objective, "differentiable_loss")):
+            raise ArgumentError(f"objective: {type(objective).__name__} offers no differentiable loss; use Trace_ELBO")
         return objective
     if objective not in OBJECTIVES:
         raise ArgumentError(
@@ -40,10 +43,8 @@ def make_objective(objective: str | ELBO) -> ELBO:
 def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
     """Negative ELBO of a batch in nats, with the gradient the objective stands for."""
     if isinstance(objective, TraceGraph_ELBO):  # it has no differentiable_loss of its own
-        elbo, surrogate = objective._loss_and_surrogate_loss(
-            program.model, program.guide, data.args, data.kwargs
-        )
-        loss: Tensor = surrogate + (-elbo - surrogate).detach()
-        return loss
-    loss = objective.differentiable_loss(program.model, program.guide, *data.args, **data.kwargs)
-    return loss
+        parts: Any = objective._loss_and_surrogate_loss
+        elbo, surrogate = parts(program.model, program.guide, data.args, data.kwargs)
+        return cast("Tensor", surrogate + (-elbo - surrogate).detach())
+    differentiable: Any = objective
+    return cast("Tensor", differentiable.differentiable_loss(program.model, program.guide, *data.args, **data.kwargs))

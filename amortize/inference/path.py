@@ -3,7 +3,7 @@ r"""The geometric path between a start and a posterior, and its gradients.
 .. math:: \log \pi_\beta(u) = \log q_0(u) + \beta \, r(u), \qquad r(u) = \log p(x, u) - \log q_0(u)
 
 A point keeps the base term and the *untempered* ratio, each with its gradient, so that moving on to the next
-temperature, and the weight :math:`\Delta\beta \, r`, cost nothing. Letters: B rows (C chains x N datapoints), D latents.
+temperature, and the weight :math:`\Delta\beta \, r`, cost nothing. Letters: B rows (chains x datapoints), D latents.
 """
 
 from __future__ import annotations

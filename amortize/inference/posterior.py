@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amortize.errors import ArgumentError
+from amortize.errors import check_count
 from amortize.program.program import Program
 from amortize.program.simulate import constrained
 from amortize.random import check_seed, pyro_rng, stream_seed
@@ -41,8 +41,7 @@ def posterior(
     >>> draws["z"].shape, draws["lp"].shape
     ((10, 3, 2), (10, 3))
     """
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ArgumentError(f"num_draws: expected an integer of at least 1, got {num_draws!r}")
+    num_draws = check_count("num_draws", num_draws)
     seed = stream_seed(check_seed(seed), "posterior")
     data = program.prepare(x, device=device)
     num = data.num_datapoints

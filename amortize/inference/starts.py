@@ -56,7 +56,7 @@ class PriorStart(Start):
         terms = self.log_joint.terms(data, u=u)
         return terms.prior, terms.likelihood
 
-    def rows(self, index: slice) -> PriorStart:
+    def rows(self, index: slice) -> PriorStart:  # noqa: ARG002
         """The same prior: it is read from the model for whatever data come."""
         return self
 
@@ -80,7 +80,7 @@ class GuideStart(Start):
         log_q = self.guide.log_density(data, terms.values) + terms.jacobian
         return log_q, terms.joint - log_q
 
-    def rows(self, index: slice) -> GuideStart:
+    def rows(self, index: slice) -> GuideStart:  # noqa: ARG002
         """The same guide: it is read for whatever data come."""
         return self
 
@@ -112,7 +112,8 @@ class GaussianStart(Start):
         white = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
         log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         dim = self.loc.shape[-1]
-        return -0.5 * white.square().sum(1).T - log_det - 0.5 * dim * math.log(2 * math.pi)
+        result: Tensor = -0.5 * white.square().sum(1).T - log_det - 0.5 * dim * math.log(2 * math.pi)
+        return result
 
     def rows(self, index: slice) -> GaussianStart:
         """The Gaussians of some datapoints."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from amortize.errors import AmortizeWarning, ArgumentError, TrainingError
+from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objectives import loss_of, make_objective
@@ -71,21 +71,16 @@ class Training:
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
-            raise ArgumentError(
-                f"Training learning_rate: expected a positive number, got {self.learning_rate!r}"
-            )
+            raise ArgumentError(f"Training learning_rate: expected a positive number, got {self.learning_rate!r}")
         if self.schedule not in SCHEDULES:
             raise ArgumentError(f"Training schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
         for name in ("batch_size", "validate_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ArgumentError(f"Training {name}: expected an integer of at least 1, got {value!r}")
+            if getattr(self, name) is not None:
+                check_count(f"Training {name}", getattr(self, name))
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ArgumentError(f"Training clip_norm: expected a positive number, got {self.clip_norm!r}")
         if self.patience is not None and self.validation is None:
-            raise ArgumentError(
-                "Training patience: early stopping needs validation data, Training(validation=...)"
-            )
+            raise ArgumentError("Training patience: early stopping needs validation data, Training(validation=...)")
 
     def settings(self) -> dict[str, Any]:
         """What to write down: everything but the data."""
@@ -93,7 +88,7 @@ class Training:
         return plain | {"validation": self.validation is not None}
 
 
-def fit(
+def fit(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
@@ -138,8 +133,7 @@ def fit(
     20
     """
     training = Training() if training is None else training
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ArgumentError(f"num_steps: expected an integer of at least 0, got {num_steps!r}")
+    num_steps = check_count("num_steps", num_steps, 0)
     seed = check_seed(seed)
     require_guide(program)
     elbo = make_objective(objective)
@@ -164,9 +158,7 @@ def fit(
 class _Run:
     """One training run: the optimiser, its schedule, the best state so far."""
 
-    def __init__(
-        self, program: Program, objective: ELBO, training: Training, num_steps: int, seed: int
-    ) -> None:
+    def __init__(self, program: Program, objective: ELBO, training: Training, num_steps: int, seed: int) -> None:
         self.program, self.objective, self.training = program, objective, training
         self.num_steps, self.seed = num_steps, seed
         self.rows: list[dict[str, float]] = []
@@ -176,9 +168,7 @@ class _Run:
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
-        return min(
-            self.training.batch_size or (128 if data.num_datapoints > 256 else 256), data.num_datapoints
-        )
+        return min(self.training.batch_size or (128 if data.num_datapoints > 256 else 256), data.num_datapoints)
 
     def history(self) -> pd.DataFrame:
         """A row a step."""
@@ -191,9 +181,7 @@ class _Run:
         """Step until done, patience runs out, or Ctrl-C."""
         parameters = [p for p in self.program.parameters() if p.requires_grad]
         if not parameters:
-            raise TrainingError(
-                "the program has no parameters to train; use its guide as it is, without am.fit"
-            )
+            raise TrainingError("the program has no parameters to train; use its guide as it is, without am.fit")
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
         scheduler = self._scheduler(optimiser)
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
@@ -202,7 +190,7 @@ class _Run:
         try:
             with bar, pyro_rng(self.seed, "steps"):
                 for step in range(1, self.num_steps + 1):
-                    row = self._step(next(batches), data, optimiser, step)
+                    row = self._step(next(batches), optimiser, step)
                     scheduler.step()
                     last = step == self.num_steps
                     if valid is not None and (step % self.training.validate_every == 0 or last):
@@ -224,7 +212,7 @@ class _Run:
         if self.best is not None and self.training.patience is not None:
             self.program.restore(self.best[2])
 
-    def _step(self, batch: Data, data: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+    def _step(self, batch: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
         optimiser.zero_grad(set_to_none=True)
         loss = loss_of(self.objective, self.program, batch) / batch.num_datapoints
         rate = optimiser.param_groups[0]["lr"]
@@ -293,7 +281,7 @@ def validation_elbo(program: Program, data: Data, *, seed: int) -> tuple[float, 
 def _loss_elbo(program: Program, data: Data, seed: int) -> float:
     elbo = make_objective("elbo")
     with pyro_rng(seed, "validation"), torch.no_grad():
-        losses = [float(elbo.loss(program.model, program.guide, *data.args, **data.kwargs)) for _ in range(4)]
+        losses = [float(loss_of(elbo, program, data)) for _ in range(4)]
     return -float(np.mean(losses)) / data.num_datapoints
 
 

@@ -1,1 +1,4 @@
-"""Reads a Pyro program: adopts its parameters, discovers its sites, and turns it into densities. Only this layer knows Pyro's inside."""
+"""Reads a Pyro program: adopts its parameters, discovers its sites, turns it into densities.
+
+Only this layer knows Pyro's inside.
+"""

@@ -31,7 +31,7 @@ class ParameterScope(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.params = nn.ParameterDict()
-        self._state: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._state: Any = {"params": {}, "constraints": {}}
         self._lenders: list[nn.Module] = []
         self._pending: dict[str, Tensor] = {}
 

@@ -124,7 +124,7 @@ def verify_independent(log_joint: LogJoint, data: Data) -> None:
         _same(terms.joint, again.joint, "between two runs on the same latents", DynamicStructureError)
         _same(terms.joint[order], other.joint, "when the batch is permuted", NotIndependentError)
         _verify_alone(log_joint, head, u[:num], terms.joint[:num])
-        _verify_outside(log_joint, head, u, terms.outside)
+        _verify_outside(log_joint, head, terms.outside)
 
 
 def _verify_alone(log_joint: LogJoint, head: Data, u: Tensor, together: Tensor) -> None:
@@ -139,7 +139,7 @@ def _verify_alone(log_joint: LogJoint, head: Data, u: Tensor, together: Tensor) 
         _same(together[row : row + 1], alone, "when a datapoint is taken alone", NotIndependentError)
 
 
-def _verify_outside(log_joint: LogJoint, head: Data, u: Tensor, outside: Tensor) -> None:
+def _verify_outside(log_joint: LogJoint, head: Data, outside: Tensor) -> None:
     if not log_joint.structure.outside:
         return
     other = log_joint.terms(head.fold(2), u=log_joint.draw_prior(head.fold(2))).outside
@@ -173,9 +173,7 @@ def verify_guide(log_joint: LogJoint, data: Data) -> str:
     program, structure = log_joint.program, log_joint.structure
     assert program.guide is not None
     head = data.rows(slice(0, min(data.num_datapoints, HEAD)))
-    messages = {
-        name: msg for name, msg in run_recorded(program.guide, head).items() if name not in program.condition
-    }
+    messages = {name: msg for name, msg in run_recorded(program.guide, head).items() if name not in program.condition}
     _compare_names(set(structure.sites), messages)
     plate = _guide_plate(structure.plate, messages, head.num_datapoints)
     for name, site in structure.sites.items():
@@ -214,7 +212,7 @@ def _compare_names(expected: set[str], messages: Mapping[str, Mapping[str, Any]]
 
 
 def _guide_plate(plate: str, messages: Mapping[str, Mapping[str, Any]], size: int) -> str:
-    frames = {frame.name: frame.size for msg in messages.values() for frame in msg["cond_indep_stack"]}
+    frames: dict[str, int] = {frame.name: frame.size for msg in messages.values() for frame in msg["cond_indep_stack"]}
     if plate in frames:
         return plate
     following = [name for name, now in frames.items() if now == size]
@@ -240,9 +238,7 @@ def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Ma
     values = {name: messages[name]["value"] for name in log_joint.structure.sites}
     model = log_joint.messages(head, values)
     gen = generator(0, "supports", device=log_joint.like.device)
-    u = torch.randn(
-        head.num_datapoints, log_joint.dim, generator=gen, device=gen.device, dtype=log_joint.like.dtype
-    )
+    u = torch.randn(head.num_datapoints, log_joint.dim, generator=gen, device=gen.device, dtype=log_joint.like.dtype)
     with torch.no_grad():
         inside = log_joint.terms(head, u=u).values
     for name in log_joint.structure.sites:

@@ -87,9 +87,7 @@ def freeze(graph: fx.GraphModule) -> fx.GraphModule:
     return graph
 
 
-def _replace_by_buffer(
-    graph: fx.GraphModule, node: fx.Node, users: list[fx.Node], name: str, value: Tensor
-) -> None:
+def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, users: list[fx.Node], name: str, value: Tensor) -> None:
     graph.register_buffer(name, value)
     with graph.graph.inserting_before(node):
         buffer = graph.graph.get_attr(name)

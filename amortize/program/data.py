@@ -20,7 +20,7 @@ __all__ = ["Data"]
 
 @dataclass(frozen=True)
 class Data:
-    """Arguments of a program: leaves, their places (position or keyword), and which of them hold one entry a datapoint."""
+    """Arguments of a program: leaves, their places (position or keyword), which of them have an entry a datapoint."""
 
     leaves: tuple[Any, ...]
     keys: tuple[int | str, ...]
@@ -73,12 +73,8 @@ class Data:
 
     def rows(self, index: Tensor | slice) -> Data:
         """The datapoints that ``index`` selects; shared leaves stay."""
-        leaves = tuple(
-            leaf[index] if per else leaf for leaf, per in zip(self.leaves, self.per_datapoint, strict=True)
-        )
-        num = (
-            len(range(*index.indices(self.num_datapoints))) if isinstance(index, slice) else _selected(index)
-        )
+        leaves = tuple(leaf[index] if per else leaf for leaf, per in zip(self.leaves, self.per_datapoint, strict=True))
+        num = len(range(*index.indices(self.num_datapoints))) if isinstance(index, slice) else _selected(index)
         return replace(self, leaves=leaves, num_datapoints=num)
 
     def fold(self, num_chains: int) -> Data:
@@ -120,9 +116,7 @@ def _as_leaf(value: Any, dtype: torch.dtype | None, device: torch.device | None)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__") or _is_numeric_list(value):
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
-            raise DataError(
-                f"data: expected numbers, got an array of dtype {array.dtype}; encode it as numbers first"
-            )
+            raise DataError(f"data: expected numbers, got an array of dtype {array.dtype}; encode it as numbers first")
         tensor = torch.tensor(array)
         if tensor.is_floating_point():
             tensor = tensor.to(dtype or torch.get_default_dtype())
@@ -139,7 +133,8 @@ def _num_datapoints(leaves: tuple[Any, ...]) -> int:
     if not sizes:
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
         raise DataError(
-            f"data: expected a tensor or array whose first size is the number of datapoints, or a tuple or dict of them, got {kinds}"
+            "data: expected a tensor or array whose first size is the number of datapoints, or a tuple or dict of "
+            f"them, got {kinds}"
         )
     if sizes[0] == 0:
         raise DataError("data: expected at least one datapoint, got an array whose first size is 0")

@@ -26,7 +26,10 @@ __all__ = ["GuideDensity", "JointTerms", "LogJoint"]
 
 
 class JointTerms(NamedTuple):
-    """Log densities of B rows, in nats: ``prior`` over u (Jacobian included), ``likelihood``, ``jacobian``; and values by site."""
+    """Log densities of B rows, in nats, and the values by site.
+
+    ``prior`` is over u (Jacobian included); ``outside`` is what stands outside the plate, a scalar.
+    """
 
     prior: Tensor
     likelihood: Tensor
@@ -67,9 +70,7 @@ class LogJoint:
         """D, unconstrained latent dimensions of a datapoint."""
         return self.structure.dim
 
-    def terms(
-        self, data: Data, *, u: Tensor | None = None, values: Mapping[str, Tensor] | None = None
-    ) -> JointTerms:
+    def terms(self, data: Data, *, u: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> JointTerms:
         """Evaluate B rows at ``u`` (B, D), or at constrained ``values`` (then the Jacobian is left at 0)."""
         return self._run(data, u, values)[0]
 
@@ -108,17 +109,13 @@ class LogJoint:
         u = self._flatten({name: messages[name] for name in self.structure.sites})
         return u, self.terms(data, u=u)
 
-    def _run(
-        self, data: Data, u: Tensor | None, values: Mapping[str, Tensor] | None
-    ) -> tuple[JointTerms, Substitute]:
+    def _run(self, data: Data, u: Tensor | None, values: Mapping[str, Tensor] | None) -> tuple[JointTerms, Substitute]:
         terms = LogTerms(data.num_datapoints, self.like if u is None else u)
         handler = Substitute(self.structure.sites, self.structure.plate, terms, u=u, values=values)
         with unvalidated(), handler:
             self.program.model(*data.args, **data.kwargs)
         return (
-            JointTerms(
-                terms.latent + terms.jacobian, terms.observed, terms.jacobian, terms.outside, handler.values
-            ),
+            JointTerms(terms.latent + terms.jacobian, terms.observed, terms.jacobian, terms.outside, handler.values),
             handler,
         )
 
@@ -170,7 +167,7 @@ class _Collect(Substitute):
     """Let the guide draw, and collect its values and log density."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        return
+        """Leave the value to the guide."""
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.sites:
@@ -186,8 +183,8 @@ def _refuse_discrete(structure: Structure) -> None:
                 "enumerated. Truncate it to a Categorical, or marginalise it by hand"
             )
         raise DiscreteLatentError(
-            f"latent site {name!r} is discrete; evidence, local posteriors and gaps need continuous latents in this "
-            "version. Marginalise it by hand (for example with pyro.distributions.MixtureSameFamily); am.fit can train it"
+            f"latent site {name!r} is discrete; evidence, local posteriors and gaps need continuous ones in this "
+            "version. Marginalise it by hand (for example with MixtureSameFamily); am.fit can train it"
         )
 
 

@@ -26,9 +26,7 @@ def describe(program: Program, structure: Structure, data: Data) -> str:
         lines.append(f"  {site.name:<16} shape {site.shape!s:<12} support {site.support:<24} {kind}")
     lines.append(f"observed    {', '.join(structure.observed) or 'nothing inside the plate'}")
     if structure.outside:
-        lines.append(
-            f"outside     {', '.join(structure.outside)} (left out of the evidence: no latent enters)"
-        )
+        lines.append(f"outside     {', '.join(structure.outside)} (left out of the evidence: no latent enters)")
     if structure.scaled:
         lines.append(f"scaled      {', '.join(structure.scaled)} (poutine.scale of your own is kept)")
     count = sum(parameter.numel() for parameter in program.parameters())

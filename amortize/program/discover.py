@@ -87,10 +87,7 @@ def _runs(model: Callable[..., Any], data: Data) -> bool:
 
 def _plates(messages: Messages) -> dict[str, int]:
     return {
-        frame.name: frame.size
-        for msg in messages.values()
-        for frame in msg["cond_indep_stack"]
-        if frame.vectorized
+        frame.name: frame.size for msg in messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized
     }
 
 
@@ -142,7 +139,9 @@ def _check_plate(name: str, messages: Messages, smaller: Messages | None, size: 
 
 def _structure(plate: str, messages: Messages) -> Structure:
     sites: dict[str, Site] = {}
-    observed, outside, scaled = [], [], []
+    observed: list[str] = []
+    outside: list[str] = []
+    scaled: list[str] = []
     start = 0
     for name, msg in messages.items():
         inside = data_dim(msg, plate) is not None
@@ -160,9 +159,7 @@ def _structure(plate: str, messages: Messages) -> Structure:
         if inside and _has_user_scale(msg, plate):
             scaled.append(name)
     if not sites:
-        raise ContractError(
-            f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer"
-        )
+        raise ContractError(f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer")
     return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyro
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, biject_to
 from torch.nn.functional import softplus
@@ -44,7 +44,7 @@ def log_density(fn: Any, value: Tensor) -> Tensor:
 
 
 class LogTerms:
-    """Log densities of one run, each of shape (B,) in nats: latents, observations, Jacobian; ``outside`` is a scalar."""
+    """Log densities of one run in nats: latents, observations and Jacobian (B,); ``outside`` the plate, a scalar."""
 
     def __init__(self, num_rows: int, like: Tensor) -> None:
         zero = like.new_zeros(num_rows)
@@ -86,14 +86,14 @@ class Substitute(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         site = self.sites.get(msg["name"])
-        if site is None or msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+        if site is None or msg["done"] or msg["is_observed"] or is_subsample(msg):
             return
         msg["value"] = self._constrain(site, msg) if self.u is not None else (self.given or {})[site.name]
         msg["done"] = True
         self.values[site.name] = msg["value"]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if site_is_subsample(msg):
+        if is_subsample(msg):
             return
         latent = msg["name"] in self.sites
         if not latent and not msg["is_observed"]:
@@ -133,7 +133,7 @@ class Record(Messenger):
         self.messages: dict[str, dict[str, Any]] = {}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if not site_is_subsample(msg):
+        if not is_subsample(msg):
             self.messages[msg["name"]] = {
                 key: msg[key]
                 for key in (
@@ -147,6 +147,11 @@ class Record(Messenger):
                     "mask",
                 )
             }
+
+
+def is_subsample(msg: Mapping[str, Any]) -> bool:
+    """Whether a site is a plate's choice of a subsample, which is no random variable of the model."""
+    return isinstance(msg["fn"], _Subsample)
 
 
 def data_dim(msg: Mapping[str, Any], plate: str) -> int | None:
@@ -164,7 +169,10 @@ def per_row(log_prob: Tensor, dim: int | None) -> Tensor:
 
 
 def _masked(log_prob: Tensor, mask: Any) -> Tensor:
-    return log_prob if mask is None else scale_and_mask(log_prob, 1.0, mask)
+    if mask is None:
+        return log_prob
+    result: Tensor = scale_and_mask(log_prob, 1.0, mask)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _user_scale(msg: Mapping[str, Any], plate: str) -> Any:

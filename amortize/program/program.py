@@ -31,7 +31,8 @@ class Program(nn.Module):
     Parameters
     ----------
     model, guide
-        Functions, bound methods, ``nn.Module`` or ``PyroModule`` objects that take the same data. The guide is optional.
+        Functions, bound methods, ``nn.Module`` or ``PyroModule`` objects that take the same data; the guide may be
+        left out.
     plate
         Name of the data plate, where it cannot be told from the model.
     condition
@@ -160,9 +161,7 @@ class Program(nn.Module):
             If names or shapes are not this program's.
         """
         own = self.state_dict()
-        lazy = {
-            name: value for name, value in state.items() if name not in own and ".scope.params." in f".{name}"
-        }
+        lazy = {name: value for name, value in state.items() if name not in own and ".scope.params." in f".{name}"}
         wrong = [name for name in state if name not in own and name not in lazy]
         wrong += [name for name in own if name not in state or own[name].shape != state[name].shape]
         if wrong:

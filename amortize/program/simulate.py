@@ -33,17 +33,13 @@ def to_front(value: Tensor, msg: Mapping[str, Any], plate: str) -> np.ndarray:
     return result
 
 
-def simulate(
-    program: Program, data: Data, *, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def simulate(program: Program, data: Data, *, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Draw every latent and every observation of the model, shaped like ``data``."""
     structure = program.structure(data)
     record = Record()
     with pyro_rng(seed, "simulate"), unvalidated(), torch.no_grad(), record:
         poutine.uncondition(program.model)(*data.args, **data.kwargs)
-    inside = {
-        name: msg for name, msg in record.messages.items() if data_dim(msg, structure.plate) is not None
-    }
+    inside = {name: msg for name, msg in record.messages.items() if data_dim(msg, structure.plate) is not None}
     arrays = {name: to_front(msg["value"], msg, structure.plate) for name, msg in inside.items()}
     latents = {name: array for name, array in arrays.items() if name in structure.sites}
     observed = {name: array for name, array in arrays.items() if name in structure.observed}

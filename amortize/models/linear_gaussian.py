@@ -94,7 +94,8 @@ class LinearGaussian:
 
     @cached_property
     def _factor(self) -> Tensor:
-        return torch.linalg.cholesky(self.precision)
+        factor: Tensor = torch.linalg.cholesky(self.precision)
+        return factor
 
     @property
     def _log_det_precision(self) -> Tensor:

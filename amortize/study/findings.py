@@ -1,0 +1,166 @@
+"""The numbers behind the advice, and the rules that make a verdict of them.
+
+Rules, on means over the datapoints whose gaps are finite; the first that applies is the verdict:
+
+1. ``unusable``: every datapoint failed.
+2. ``impossible``: the gap is below -`NEGLIGIBLE` by more than noise, so the evidence is too low.
+3. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
+4. ``undecided``: the gap is no more than noise.
+5. ``few``: with `FEWEST_DATAPOINTS` or more, the worst `TAIL` of them carry `CONCENTRATED` of the gap or more,
+   even after `NUM_SE` Monte Carlo standard errors are taken off each.
+6. ``unsplit``: no family was fitted, so the gap has no terms.
+7. ``approximation``, ``amortization``: that term is `DOMINANT` of the gap or more, and more than noise.
+8. ``both``: neither dominates.
+
+Noise is `NUM_SE` standard errors over datapoints. Letters: N datapoints; all gaps in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["Finding", "column", "examine"]
+
+NEGLIGIBLE = 0.1
+"""Nats a datapoint below which no remedy is worth its cost."""
+NUM_SE = 2.0
+"""Standard errors that a mean must be from zero to count as different from it."""
+DOMINANT = 0.6
+"""Share of the inference gap from which on a term dominates."""
+TAIL = 0.1
+"""Share of the datapoints that are "the worst"."""
+CONCENTRATED = 0.5
+"""Share of the gap in the worst datapoints from which on they are the problem; `TAIL` if all are equal."""
+FEWEST_DATAPOINTS = 20
+"""Fewest datapoints of which the worst tenth means anything."""
+BAD_KHAT = 0.7
+"""Pareto k-hat above which importance weights from the guide are useless (Vehtari et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The numbers behind the advice, nats a datapoint.
+
+    Attributes
+    ----------
+    reference
+        The family that splits the gap if it is the guide's own; None if the best fitted one stands in for it.
+    num_datapoints, num_failed
+        All datapoints, and those whose gaps are not finite; the rest of the numbers leave these out.
+    gap, gap_se
+        Mean inference gap and its standard error over datapoints (of one datapoint, its Monte Carlo error).
+    approximation, approximation_se, amortization, amortization_se
+        Its two terms; NaN where no family was fitted.
+    covariance_gain
+        Mean of elbo_full_covariance - elbo_mean_field; NaN unless both were fitted.
+    tail_size, tail_share, sure_tail_share
+        How many datapoints are the worst tenth, their share of the gap, and their share when `NUM_SE` Monte
+        Carlo standard errors are taken off each of them.
+    tail_amortization
+        Share of amortization in their gap.
+    bad_khat
+        Share of datapoints whose k-hat is above `BAD_KHAT`.
+    """
+
+    reference: str | None
+    num_datapoints: int
+    num_failed: int
+    gap: float
+    gap_se: float
+    approximation: float
+    approximation_se: float
+    amortization: float
+    amortization_se: float
+    covariance_gain: float
+    tail_size: int
+    tail_share: float
+    sure_tail_share: float
+    tail_amortization: float
+    bad_khat: float
+
+    @property
+    def num_judged(self) -> int:
+        """Datapoints that did not fail."""
+        return self.num_datapoints - self.num_failed
+
+    @property
+    def verdict(self) -> str:
+        """The first of the rules above that applies."""
+        noise = NUM_SE * self.gap_se
+        if self.num_judged == 0:
+            return "unusable"
+        if self.gap < -NEGLIGIBLE and self.gap + noise < 0:
+            return "impossible"
+        if self.gap <= NEGLIGIBLE and noise <= NEGLIGIBLE:
+            return "nothing"
+        if not self.gap > noise:
+            return "undecided"
+        if self.num_judged >= FEWEST_DATAPOINTS and self.sure_tail_share >= CONCENTRATED:
+            return "few"
+        return self._blame()
+
+    def _blame(self) -> str:
+        if math.isnan(self.approximation):
+            return "unsplit"
+        if self.approximation >= max(DOMINANT * self.gap, NUM_SE * self.approximation_se):
+            return "approximation"
+        if self.amortization >= max(DOMINANT * self.gap, NUM_SE * self.amortization_se):
+            return "amortization"
+        return "both"
+
+
+def examine(table: pd.DataFrame, *, reference: str | None) -> Finding:
+    """Take the numbers that the rules speak of from `Ledger.table`, N rows."""
+    gap = column(table, "inference_gap")
+    approximation, amortization = (column(table, name) for name in ("approximation_gap", "amortization_gap"))
+    usable = np.isfinite(gap)
+    if "approximation_gap" in table:
+        usable &= np.isfinite(approximation) & np.isfinite(amortization)
+    gap, approximation, amortization = gap[usable], approximation[usable], amortization[usable]
+    row_se = {name: column(table, f"{name}_gap_se")[usable] for name in ("inference", "approximation", "amortization")}
+    gain = (column(table, "elbo_full_covariance") - column(table, "elbo_mean_field"))[usable]
+    khat = column(table, "khat")[usable]
+    size = math.ceil(TAIL * len(gap))
+    worst = np.argsort(gap)[len(gap) - size :]
+    sure = gap[worst] - NUM_SE * np.nan_to_num(row_se["inference"][worst])
+    return Finding(
+        reference=reference,
+        num_datapoints=len(table),
+        num_failed=int(len(table) - usable.sum()),
+        gap=_mean(gap),
+        gap_se=_se(gap, row_se["inference"]),
+        approximation=_mean(approximation),
+        approximation_se=_se(approximation, row_se["approximation"]),
+        amortization=_mean(amortization),
+        amortization_se=_se(amortization, row_se["amortization"]),
+        covariance_gain=_mean(gain[np.isfinite(gain)]),
+        tail_size=size,
+        tail_share=_share(gap[worst].sum(), gap.sum()),
+        sure_tail_share=_share(sure.sum(), gap.sum()),
+        tail_amortization=_share(amortization[worst].sum(), gap[worst].sum()),
+        bad_khat=_mean(khat[np.isfinite(khat)] > BAD_KHAT),
+    )
+
+
+def column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """A column (N,) of the ledger's table, NaN where it has none of that name."""
+    if name not in table:
+        return np.full(len(table), np.nan)
+    return table[name].to_numpy(dtype=np.float64)
+
+
+def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _se(values: NDArray[np.float64], row_se: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else _mean(row_se)
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else math.nan

@@ -1,0 +1,251 @@
+"""The ledger: its arithmetic on planted parts, and all of it against the closed forms of the linear VAE."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import amortize as am
+from amortize.errors import ArgumentError
+from amortize.models import FactorAnalysis
+from amortize.study.findings import examine
+from amortize.study.gaps import ledger_from, summarise
+from tests.statistics import z_value
+
+N, S = 7, 50
+COLUMNS = [
+    "log_evidence",
+    "elbo_guide",
+    "elbo_mean_field",
+    "elbo_full_covariance",
+    "inference_gap",
+    "approximation_gap",
+    "amortization_gap",
+    "khat",
+    "ess",
+]
+
+
+def parts(seed: int = 0) -> tuple[SimpleNamespace, SimpleNamespace, dict[str, SimpleNamespace]]:
+    rng = np.random.default_rng(seed)
+    truth = -20.0 + rng.normal(size=N)
+    evidence = SimpleNamespace(
+        log_evidence=truth, se=np.full(N, 0.03), ess=np.full(N, 12.0), khat=None, log_weights=None
+    )
+    importance = SimpleNamespace(
+        log_weights=truth - 2.0 + rng.normal(size=(S, N)), khat=rng.uniform(size=N), ess=rng.uniform(1, S, size=N)
+    )
+    local = {
+        "mean-field": SimpleNamespace(elbo=truth - 1.0, elbo_se=np.full(N, 0.04), converged=np.ones(N, dtype=bool)),
+        "full-covariance": SimpleNamespace(elbo=truth - 0.3, elbo_se=np.full(N, 0.01), converged=np.arange(N) > 1),
+    }
+    return evidence, importance, local
+
+
+def test_the_table_has_the_promised_columns_and_an_error_for_each_but_two():
+    table = ledger_from(*parts(), guide_family="mean-field").table
+    errors = [f"{name}_se" for name in COLUMNS if name not in ("khat", "ess")]
+    assert list(table.columns) == COLUMNS + errors
+    assert table.index.name == "datapoint"
+    assert table.index.tolist() == list(range(N))
+    assert set(table.dtypes) == {np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize(("family", "reference"), [("mean-field", -1.0), ("full-covariance", -0.3), (None, -0.3)])
+def test_each_row_is_the_definition(family, reference):
+    evidence, importance, local = parts()
+    ledger = ledger_from(evidence, importance, local, guide_family=family)
+    table = ledger.table
+    guide = importance.log_weights.mean(0)
+    np.testing.assert_allclose(table["elbo_guide"], guide, atol=1e-12)
+    np.testing.assert_allclose(table["elbo_guide_se"], importance.log_weights.std(0, ddof=1) / S**0.5)
+    np.testing.assert_allclose(table["inference_gap"], evidence.log_evidence - guide, atol=1e-12)
+    np.testing.assert_allclose(table["approximation_gap"], -reference, atol=1e-12)
+    together = table["approximation_gap"] + table["amortization_gap"]
+    np.testing.assert_allclose(together, table["inference_gap"], rtol=0.0, atol=1e-9)
+    best_se = 0.04 if family == "mean-field" else 0.01
+    np.testing.assert_allclose(table["approximation_gap_se"], np.hypot(0.03, best_se))
+    np.testing.assert_allclose(table["amortization_gap_se"], np.hypot(best_se, table["elbo_guide_se"]))
+    np.testing.assert_allclose(table["inference_gap_se"], np.hypot(0.03, table["elbo_guide_se"]))
+    assert ledger.guide_family == (family or "other")
+    assert ledger.settings["reference"] == (family or "best of mean-field, full-covariance")
+    assert ledger.settings["num_unconverged"] == {"mean-field": 0, "full-covariance": 2}
+
+
+def test_the_best_of_the_fitted_families_is_taken_row_by_row():
+    evidence, importance, local = parts()
+    local["mean-field"].elbo = np.where(np.arange(N) == 3, evidence.log_evidence - 0.1, local["mean-field"].elbo)
+    local["full-covariance"].elbo = np.where(np.arange(N) == 5, np.nan, local["full-covariance"].elbo)
+    table = ledger_from(evidence, importance, local, guide_family=None).table
+    expected = np.full(N, 0.3)
+    expected[[3, 5]] = [0.1, 1.0]
+    np.testing.assert_allclose(table["approximation_gap"], expected, atol=1e-12)
+    assert table["approximation_gap_se"][5] == pytest.approx(np.hypot(0.03, 0.04))
+
+
+@pytest.mark.parametrize("families", [("full-covariance",), ("mean-field",), ()])
+def test_any_subset_of_the_families_will_do(families):
+    evidence, importance, local = parts()
+    ledger = ledger_from(evidence, importance, {name: local[name] for name in families}, guide_family="mean-field")
+    columns = {f"elbo_{name.replace('-', '_')}" for name in families}
+    assert {name for name in ledger.table if name.startswith("elbo_")} == {
+        "elbo_guide",
+        "elbo_guide_se",
+        *columns,
+        *(f"{name}_se" for name in columns),
+    }
+    assert ("approximation_gap" in ledger.table) == bool(families)
+    assert ledger.families == families
+    expected = {("mean-field",): "mean-field", ("full-covariance",): "best of full-covariance", (): None}
+    assert ledger.settings["reference"] == expected[families]
+    if not families:
+        assert "fit a family" in ledger.advice
+
+
+def test_the_summary_is_means_and_paired_errors():
+    ledger = ledger_from(*parts(), guide_family="mean-field")
+    table, summary = ledger.table, ledger.summary
+    assert list(summary.index) == COLUMNS
+    assert list(summary.columns) == ["mean", "se", "mc_se", "num_failed"]
+    for name in COLUMNS:
+        assert summary.loc[name, "mean"] == pytest.approx(table[name].mean())
+        assert summary.loc[name, "se"] == pytest.approx(table[name].std() / N**0.5)
+        if name not in ("khat", "ess"):
+            assert summary.loc[name, "mc_se"] == pytest.approx((table[f"{name}_se"] ** 2).sum() ** 0.5 / N)
+    assert (summary["num_failed"] == 0).all()
+    assert summary.loc[["khat", "ess"], "mc_se"].isna().all()
+
+
+def test_a_datapoint_that_failed_is_marked_counted_and_spoils_no_other():
+    clean = ledger_from(*parts(), guide_family="mean-field")
+    evidence, importance, local = parts()
+    evidence.log_evidence[2] = np.nan
+    importance.log_weights[4, 5] = -np.inf
+    ledger = ledger_from(evidence, importance, local, guide_family="mean-field")
+    good = [0, 1, 3, 4, 6]
+    pd.testing.assert_frame_equal(ledger.table.loc[good], clean.table.loc[good])
+    assert np.isnan(ledger.table.loc[2, ["log_evidence", "inference_gap", "approximation_gap"]]).all()
+    assert np.isfinite(ledger.table.loc[2, "amortization_gap"])
+    assert ledger.table.loc[5, "elbo_guide"] == -np.inf
+    failed = {"log_evidence": 1, "elbo_guide": 1, "inference_gap": 2, "approximation_gap": 1, "amortization_gap": 1}
+    assert ledger.summary["num_failed"].to_dict() == {name: failed.get(name, 0) for name in COLUMNS}
+    assert ledger.summary.loc["inference_gap", "mean"] == pytest.approx(clean.table.loc[good, "inference_gap"].mean())
+    assert "2 of 7 datapoints failed" in ledger.advice
+
+
+def test_a_ledger_in_which_all_failed_is_still_a_ledger():
+    evidence, importance, local = parts()
+    evidence.log_evidence[:] = np.nan
+    ledger = ledger_from(evidence, importance, local, guide_family="mean-field")
+    assert ledger.summary.loc["log_evidence", "num_failed"] == N
+    assert np.isnan(ledger.summary.loc["log_evidence", "mean"])
+    assert "All 7 datapoints failed" in ledger.advice
+
+
+def test_one_datapoint_has_no_spread():
+    table = ledger_from(*parts(), guide_family="mean-field").table
+    summary = summarise(table.iloc[:1])
+    assert summary["se"].isna().all()
+    assert summary.loc["inference_gap", "mc_se"] == pytest.approx(table.loc[0, "inference_gap_se"])
+
+
+def test_parts_of_different_datapoints_are_refused():
+    evidence, importance, local = parts()
+    importance.log_weights = importance.log_weights[:, :-1]
+    with pytest.raises(ArgumentError, match="importance: expected the 7 datapoints"):
+        ledger_from(evidence, importance, local, guide_family=None)
+    evidence, importance, local = parts()
+    local["mean-field"].elbo = local["mean-field"].elbo[:3]
+    with pytest.raises(ArgumentError, match=r"local\['mean-field'\]: expected the 7 datapoints of evidence, got 3"):
+        ledger_from(evidence, importance, local, guide_family=None)
+
+
+# Against the closed forms of the linear VAE
+
+
+def linear_vae(miss: float, *, num: int = 64, seed: int = 0) -> tuple[FactorAnalysis, torch.Tensor]:
+    """Factor analysis z 5, x 20 and an encoder that misses its optimum; ``miss`` 0 leaves no amortization gap."""
+    model = FactorAnalysis.random(latent_dim=5, data_dim=20, seed=seed)
+    model.set_best_encoder()
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        model.encoder.bias.add_(miss * torch.randn(5, generator=gen))
+        model.encoder.log_scale.add_(3 * miss * torch.randn(5, generator=gen))
+    return model, model.simulate(num, seed=seed + 1)
+
+
+CLOSED_FORM = {
+    "log_evidence": "log_evidence",
+    "elbo_guide": "guide_elbo",
+    "elbo_mean_field": "best_mean_field_elbo",
+    "elbo_full_covariance": "log_evidence",
+    "inference_gap": "inference_gap",
+    "approximation_gap": "approximation_gap",
+    "amortization_gap": "amortization_gap",
+}
+
+
+@pytest.mark.parametrize(("miss", "amortization"), [(0.0, 0.0), (0.1, 1.0)])
+def test_all_terms_of_the_linear_vae_are_the_closed_forms(miss, amortization):
+    model, x = linear_vae(miss)
+    ledger = am.gaps(model.program(), x, seed=3)
+    assert ledger.guide_family == "mean-field"
+    assert (ledger.summary["num_failed"] == 0).all()
+    for name, method in CLOSED_FORM.items():
+        error = ledger.table[name].to_numpy() - getattr(model, method)(x).numpy()
+        tolerance = 0.02 if name.startswith(("elbo_mean", "elbo_full", "log")) else 0.03
+        assert abs(error.mean()) < tolerance, name
+        # an optimum that is short by a hair lies outside its Monte Carlo error, which is zero at the exact posterior
+        slack = 0.005
+        assert abs(error.mean()) < slack + z_value(14) * ledger.summary.loc[name, "mc_se"], name
+    together = ledger.table["approximation_gap"] + ledger.table["amortization_gap"]
+    np.testing.assert_allclose(together, ledger.table["inference_gap"], rtol=0.0, atol=1e-6)
+    assert float(model.amortization_gap(x).mean()) == pytest.approx(amortization, abs=0.5)
+
+
+def test_the_advice_on_a_linear_vae_names_the_term_that_is_there():
+    model, x = linear_vae(0.0, num=32)
+    family = am.gaps(model.program(), x, seed=1)
+    assert examine(family.table, reference="mean-field").verdict == "approximation"
+    assert "so the family is to blame: a full covariance would win 0.2" in family.advice
+    model, x = linear_vae(0.25, num=32)
+    encoder = am.gaps(model.program(), x, seed=1)
+    assert "so amortization is to blame" in encoder.advice
+
+
+def test_one_seed_gives_one_ledger_and_another_seed_another():
+    model, x = linear_vae(0.1, num=8)
+    settings = {"method": am.AIS(num_chains=4, num_temperatures=5), "num_draws": 20, "families": ("mean-field",)}
+    first, again, other = (am.gaps(model.program(), x, seed=seed, **settings) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first.table, again.table)
+    assert not first.table["elbo_guide"].equals(other.table["elbo_guide"])
+    assert first.settings["method"]["name"] == "AIS"
+    assert first.settings["num_draws"] == 20
+    assert first.advice in str(first)
+
+
+def test_importance_sampling_may_measure_the_evidence():
+    model, x = linear_vae(0.0, num=8)
+    ledger = am.gaps(model.program("exact"), x, families=(), method=am.ImportanceSampling(500), num_draws=100)
+    np.testing.assert_allclose(ledger.table["log_evidence"], model.log_evidence(x), rtol=0.0, atol=1e-4)
+    np.testing.assert_allclose(ledger.table["elbo_guide"], model.log_evidence(x), rtol=0.0, atol=1e-4)
+    assert np.shape(ledger.evidence.log_weights) == (500, 8)
+    assert "Nothing needs mending" in ledger.advice
+
+
+def test_wrong_arguments_are_refused_before_anything_is_computed():
+    model, x = linear_vae(0.0, num=4)
+    with pytest.raises(ArgumentError, match=r"has none; use am\.Program"):
+        am.gaps(model.program(None), x)
+    with pytest.raises(ArgumentError, match="families: expected a tuple"):
+        am.gaps(model.program(), x, families="mean-field")
+    with pytest.raises(ArgumentError, match="families: expected a tuple"):
+        am.gaps(model.program(), x, families=("mean-field", "mean-field"))
+    with pytest.raises(ArgumentError, match="num_draws: expected at least 2"):
+        am.gaps(model.program(), x, num_draws=1)
+    with pytest.raises(ArgumentError, match="family"):
+        am.gaps(model.program(), x, families=("flow",))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from amortize.errors import ArgumentError, DataError
-from amortize.models.networks import MLP, GaussianEncoder
+from amortize.models.networks import MLP, GaussianEncoder, register
 from amortize.program.program import Program
 from amortize.random import generator
 
@@ -48,22 +48,16 @@ class BernoulliVAE(nn.Module):
     >>> program = vae.program()
     """
 
-    def __init__(
-        self, data_dim: int, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0
-    ) -> None:
+    def __init__(self, data_dim: int, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0) -> None:
         super().__init__()
         if data_dim < 1 or latent_dim < 1:
             raise ArgumentError(f"data_dim, latent_dim: expected positive, got {data_dim} and {latent_dim}.")
         self.data_dim, self.latent_dim = data_dim, latent_dim
-        self.encoder = GaussianEncoder(
-            data_dim, latent_dim, hidden=hidden, generator=generator(seed, "encoder")
-        )
+        self.encoder = GaussianEncoder(data_dim, latent_dim, hidden=hidden, generator=generator(seed, "encoder"))
         self.decoder = MLP((latent_dim, *reversed(hidden), data_dim), generator=generator(seed, "decoder"))
 
     @classmethod
-    def from_data(
-        cls, x: Any, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0
-    ) -> BernoulliVAE:
+    def from_data(cls, x: Any, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0) -> BernoulliVAE:
         """A VAE for ``x`` whose decoder starts at the data's mean, through its output bias.
 
         The means are smoothed by half a pseudo-count on either side, so that a pixel that never changes has a
@@ -84,9 +78,7 @@ class BernoulliVAE(nn.Module):
         """
         data = torch.as_tensor(x)
         if data.ndim != 2 or not bool(((data == 0) | (data == 1)).all()):
-            raise DataError(
-                f"x: expected a matrix of zeros and ones, got shape {tuple(data.shape)}, {_range(data)}."
-            )
+            raise DataError(f"x: expected a matrix of zeros and ones, got shape {tuple(data.shape)}, {_range(data)}.")
         vae = cls(data.shape[1], latent_dim, hidden=hidden, seed=seed)
         mean = (data.double().sum(0) + 0.5) / (data.shape[0] + 1.0)
         with torch.no_grad():
@@ -95,7 +87,7 @@ class BernoulliVAE(nn.Module):
 
     def model(self, x: Tensor) -> None:
         """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""
-        pyro.module("decoder", self.decoder)
+        register("decoder", self.decoder)
         zero = self.decoder.last_bias.new_zeros(self.latent_dim)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1))
@@ -103,7 +95,7 @@ class BernoulliVAE(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """The encoder: site ``z`` (N, D), a diagonal Gaussian."""
-        pyro.module("encoder", self.encoder)
+        register("encoder", self.encoder)
         loc, scale = self.encoder(x)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Independent(dist.Normal(loc, scale), 1))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from amortize.errors import ArgumentError, DataError
 from amortize.models.linear_gaussian import LinearGaussian
+from amortize.models.networks import register
 from amortize.program.program import Program
 from amortize.random import generator
 
@@ -80,10 +81,11 @@ class FactorAnalysis(nn.Module):
         return cls(weight.to(dtype), bias.to(dtype), variance.to(dtype))
 
     @classmethod
-    def probabilistic_pca(
-        cls, x: Any, latent_dim: int = 5, *, dtype: torch.dtype = torch.float32
-    ) -> FactorAnalysis:
+    def probabilistic_pca(cls, x: Any, latent_dim: int = 5, *, dtype: torch.dtype = torch.float32) -> FactorAnalysis:
         """Maximum-likelihood probabilistic PCA of x (N, X), in closed form (Tipping and Bishop, 1999).
+
+        Its latents are the principal axes, so that the posterior is uncorrelated and the approximation gap of a
+        mean-field guide is zero.
 
         Raises
         ------
@@ -100,15 +102,13 @@ class FactorAnalysis(nn.Module):
         values, vectors = torch.linalg.eigh(torch.cov(data.T, correction=0))
         variance = values[:-latent_dim].mean()
         if not bool(variance > 1e-12 * values[-1]):
-            raise DataError(
-                f"x: no variance is left beyond {latent_dim} directions; use a smaller latent_dim."
-            )
+            raise DataError(f"x: no variance is left beyond {latent_dim} directions; use a smaller latent_dim.")
         weight = vectors[:, -latent_dim:] * (values[-latent_dim:] - variance).sqrt()
         return cls(weight.to(dtype), data.mean(0).to(dtype), variance.reshape(1).to(dtype))
 
     def model(self, x: Tensor) -> None:
         """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""
-        pyro.module("decoder", self.decoder)
+        register("decoder", self.decoder)
         zero = self.decoder.bias.new_zeros(self.latent_dim)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1))
@@ -117,14 +117,14 @@ class FactorAnalysis(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """The linear encoder: site ``z`` (N, D), a diagonal Gaussian."""
-        pyro.module("encoder", self.encoder)
+        register("encoder", self.encoder)
         loc, scale = self.encoder(x)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Independent(dist.Normal(loc, scale), 1))
 
     def exact_guide(self, x: Tensor) -> None:
         """The exact posterior as a guide: site ``z`` (N, D), a Gaussian with a full covariance."""
-        pyro.module("decoder", self.decoder)
+        register("decoder", self.decoder)
         exact = self.closed_form()
         loc = exact.posterior_mean(x.double()).to(x.dtype)
         scale_tril = torch.linalg.cholesky(exact.covariance).to(x.dtype)
@@ -144,14 +144,10 @@ class FactorAnalysis(nn.Module):
 
     def simulate(self, num_datapoints: int, *, seed: int = 0) -> Tensor:
         """Data drawn from the model, (num_datapoints, X), in the parameters' dtype."""
-        stream = generator(
-            seed, "factor analysis data"
-        )  # on the CPU: one seed gives one data set on every device
+        stream = generator(seed, "factor analysis data")  # on the CPU: one seed gives one data set on every device
         exact = self.closed_form()
         z = torch.randn(num_datapoints, self.latent_dim, generator=stream, dtype=torch.float64).to(exact.bias)
-        noise = torch.randn(num_datapoints, self.data_dim, generator=stream, dtype=torch.float64).to(
-            exact.bias
-        )
+        noise = torch.randn(num_datapoints, self.data_dim, generator=stream, dtype=torch.float64).to(exact.bias)
         x = z @ exact.weight.T + exact.bias + exact.variance.sqrt() * noise
         return x.detach().to(self.decoder.weight.dtype)
 
@@ -245,10 +241,6 @@ def _check_parameters(weight: Tensor, bias: Tensor, variance: Tensor) -> None:
     if bias.shape != weight.shape[:1]:
         raise ArgumentError(f"bias: expected shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
     if variance.shape not in ((1,), weight.shape[:1]):
-        raise ArgumentError(
-            f"variance: expected shape {tuple(weight.shape[:1])} or (1,), got {tuple(variance.shape)}."
-        )
+        raise ArgumentError(f"variance: expected shape {tuple(weight.shape[:1])} or (1,), got {tuple(variance.shape)}.")
     if not bool((variance > 0).all()):
-        raise ArgumentError(
-            f"variance: expected positive numbers, got a smallest one of {variance.min().item():g}."
-        )
+        raise ArgumentError(f"variance: expected positive numbers, got a smallest one of {variance.min().item():g}.")

@@ -6,12 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from amortize.errors import ArgumentError
 
-__all__ = ["MLP", "GaussianEncoder", "seeded_linear"]
+__all__ = ["MLP", "GaussianEncoder", "register", "seeded_linear"]
+
+
+def register(name: str, network: nn.Module) -> None:
+    """Tell Pyro of a network's parameters (``pyro.module``), unless it is frozen as a whole: Pyro would warn."""
+    if any(parameter.requires_grad for parameter in network.parameters()):
+        pyro.module(name, network)
 
 
 def seeded_linear(num_inputs: int, num_outputs: int, *, generator: torch.Generator) -> nn.Linear:
@@ -95,9 +102,7 @@ class GaussianEncoder(nn.Module):
         Where the initial weights come from.
     """
 
-    def __init__(
-        self, data_dim: int, latent_dim: int, *, hidden: Sequence[int], generator: torch.Generator
-    ) -> None:
+    def __init__(self, data_dim: int, latent_dim: int, *, hidden: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         self.network = MLP((data_dim, *hidden, 2 * latent_dim), generator=generator)
 

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, check_count
 from amortize.inference.ais import AIS
 from amortize.inference.evidence import evidence as measure_evidence
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import fit_local
+from amortize.program.density import require_guide
 from amortize.program.program import Program
 from amortize.study.advice import advise
 from amortize.study.guide_family import guide_family as find_guide_family
@@ -98,7 +99,7 @@ class Ledger:
         return f"{self.summary.round(3).to_string()}\n{self.advice}"
 
 
-def gaps(  # noqa: PLR0913
+def gaps(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
@@ -128,10 +129,10 @@ def gaps(  # noqa: PLR0913
 
     Raises
     ------
-    ArgumentError
-        The program has no guide, or an argument is wrong.
     ContractError
-        The program breaks the contract.
+        The program breaks the contract, or has no guide.
+    ArgumentError
+        An argument is wrong.
 
     Examples
     --------
@@ -143,11 +144,9 @@ def gaps(  # noqa: PLR0913
     >>> ledger.guide_family, ledger.table.shape
     ('mean-field', (4, 14))
     """
-    if program.guide is None:
-        raise ArgumentError("program: gaps judges a guide, and this program has none; use am.Program(model, guide).")
+    require_guide(program)
     _check_families(families)
-    if num_draws < 2:
-        raise ArgumentError(f"num_draws: expected at least 2, for a standard error, got {num_draws}.")
+    num_draws = check_count("num_draws", num_draws, 2)  # a standard error takes two
     method = AIS() if method is None else method
     data = program.prepare(x, device=device)
     family = find_guide_family(program, data)

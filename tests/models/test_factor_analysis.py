@@ -114,6 +114,15 @@ def one_draw(model, guide, x) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return log_p, drawn.nodes["z"]["log_prob"], drawn.nodes["z"]["value"]
 
 
+def test_a_frozen_decoder_is_left_alone_without_a_warning(model, x):
+    model.decoder.requires_grad_(False)
+    with pyro.get_param_store().scope(), pyro_rng(0, "test"):
+        loss = pyro.infer.Trace_ELBO().differentiable_loss(model.model, model.guide, x)
+        loss.backward()
+        assert sorted(pyro.get_param_store()) == ["encoder$$$bias", "encoder$$$log_scale", "encoder$$$weight"]
+    assert all(parameter.grad is not None for parameter in model.encoder.parameters())
+
+
 def test_pyro_s_elbo_is_the_guide_elbo(model, x):
     perturb(model)
     num = 4000

@@ -84,9 +84,7 @@ def test_elbo_by_quadrature_that_is_exact_for_quadratics(per_datapoint):
     gen = torch.Generator().manual_seed(1)
     mean = torch.randn(6, 2, generator=gen, dtype=F64)
     root = (
-        torch.randn(6, 2, 2, generator=gen, dtype=F64)
-        if per_datapoint
-        else torch.randn(2, 2, generator=gen, dtype=F64)
+        torch.randn(6, 2, 2, generator=gen, dtype=F64) if per_datapoint else torch.randn(2, 2, generator=gen, dtype=F64)
     )
     covariance = root @ root.mT + 0.1 * torch.eye(2, dtype=F64)
     nodes, log_weights = gauss_hermite(2, 4)

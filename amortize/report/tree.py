@@ -16,8 +16,8 @@ others             [chain, draw,] datapoint, ...       observed_data, reconstruc
 A site ``x`` has dims ``x_dim_0, x_dim_1, ...`` after ``datapoint``, the same in every group; a slash in its
 name is written as a dot, because netCDF can't hold it. One method of evidence is
 ``tree["evidence"].ds.loc[{"method": "AIS"}]`` (in ``sel``, ``method=`` is an option of xarray's own). Attributes
-that are nested are JSON strings (:func:`~amortize.report.attrs.decode_attrs`). The tree holds what was computed
-and nothing of when it was written: the same results give the same tree.
+that are nested are JSON strings (:func:`~amortize.report.attrs.decode_attrs`). The tree holds what was
+computed and nothing of when it was written: the same results give the same tree.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ class _Builder:
         stats = {name: np.asarray(posterior[name]) for name in _DENSITIES if name in posterior}
         if len(stats) == len(_DENSITIES):
             stats["log_weight"] = stats["lp"] - stats["log_q"]
-        self.add_group(
-            "posterior", {name: draws for name, draws in posterior.items() if name not in _DENSITIES}
-        )
+        self.add_group("posterior", {name: draws for name, draws in posterior.items() if name not in _DENSITIES})
         if stats:
             self._add_draws("sample_stats", stats)
 
@@ -188,8 +186,7 @@ class _Builder:
             self._add_draws(name, arrays)
         else:
             variables = {
-                site: (_dims(site, values, ("datapoint",)), np.asarray(values))
-                for site, values in arrays.items()
+                site: (_dims(site, values, ("datapoint",)), np.asarray(values)) for site, values in arrays.items()
             }
             self._add(name, self._dataset(variables, name))
 
@@ -214,9 +211,7 @@ class _Builder:
             self._index = np.arange(num_datapoints)
             self._check_labels(num_datapoints)
         if num_datapoints != len(self._index):
-            raise ArgumentError(
-                f"{where}: expected {len(self._index)} datapoints as in the rest, got {num_datapoints}"
-            )
+            raise ArgumentError(f"{where}: expected {len(self._index)} datapoints as in the rest, got {num_datapoints}")
         coords: dict[str, Any] = {str(dim): np.arange(size) for dim, size in dataset.sizes.items()}
         coords["datapoint"] = self._index
         if self._labels is not None:
@@ -226,8 +221,7 @@ class _Builder:
     def _check_labels(self, num_datapoints: int) -> None:
         if self._labels is not None and self._labels.shape != (num_datapoints,):
             raise ArgumentError(
-                f"attrs['labels']: expected one for each of {num_datapoints} datapoints, "
-                f"got shape {self._labels.shape}"
+                f"attrs['labels']: expected one for each of {num_datapoints} datapoints, got shape {self._labels.shape}"
             )
 
     def _add(self, name: str, dataset: xr.Dataset) -> None:
@@ -244,9 +238,7 @@ def _dims(site: str, values: ArrayLike, leading: tuple[str, ...]) -> tuple[str, 
     """Name the dims of one site's array as ArviZ does."""
     num_dims = np.ndim(values)
     if num_dims < len(leading):
-        raise ArgumentError(
-            f"{site}: expected an array ({', '.join(leading)}, ...), got shape {np.shape(values)}"
-        )
+        raise ArgumentError(f"{site}: expected an array ({', '.join(leading)}, ...), got shape {np.shape(values)}")
     return (*leading, *(f"{_variable(site)}_dim_{index}" for index in range(num_dims - len(leading))))
 
 

@@ -41,9 +41,7 @@ class FakeLocal:
     elbo_se: np.ndarray
     converged: np.ndarray
     num_steps: np.ndarray
-    settings: dict[str, Any] = field(
-        default_factory=lambda: {"num_draws": 8, "num_steps": 3000, "init": "guide"}
-    )
+    settings: dict[str, Any] = field(default_factory=lambda: {"num_draws": 8, "num_steps": 3000, "init": "guide"})
     seconds: float = 20.0
 
 
@@ -115,7 +113,9 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[names]
     num = rows.notna().sum()
     mc = {
-        name: np.sqrt(np.square(table[f"{name}_se"]).sum()) / num[name] if f"{name}_se" in table else np.nan
+        name: np.sqrt(np.square(table[f"{name}_se"]).sum()) / num[name]
+        if num[name] and f"{name}_se" in table
+        else np.nan
         for name in names
     }
     return pd.DataFrame(

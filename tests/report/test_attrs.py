@@ -22,9 +22,7 @@ def test_round_trip_keeps_every_type():
         "shape": (8, 8),
     }
     encoded = encode_attrs(attrs)
-    assert all(
-        isinstance(value, str | int | float) and not isinstance(value, bool) for value in encoded.values()
-    )
+    assert all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in encoded.values())
     assert decode_attrs(encoded) == {**attrs, "shape": [8, 8]}
 
 

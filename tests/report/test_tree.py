@@ -39,9 +39,7 @@ def test_numbers_are_those_given():
         np.testing.assert_array_equal(tree["gaps"][name], column)
     np.testing.assert_array_equal(tree["gaps"]["summary"], made.summary)
     assert list(tree["gaps"]["quantity"].values) == list(made.summary.index)
-    np.testing.assert_array_equal(
-        tree["evidence"]["log_evidence"].loc[{"method": "AIS"}], made.evidence.log_evidence
-    )
+    np.testing.assert_array_equal(tree["evidence"]["log_evidence"].loc[{"method": "AIS"}], made.evidence.log_evidence)
     np.testing.assert_array_equal(tree["evidence"]["num_weights"], [16])
     assert np.isnan(tree["evidence"]["upper"]).all()  # a side that the method doesn't give
     assert decode_attrs(tree["gaps"].attrs)["families"] == ["mean-field", "full-covariance"]

@@ -1,0 +1,77 @@
+"""What to know before trusting the means: failures, fits that didn't converge, weights that collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["notes"]
+
+_MAX_NAMED = 12  # failed datapoints that are listed by name
+_MIN_ESS, _MIN_CHAINS = 2.0, 4
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """Sentences for the page, each only if it applies.
+
+    Parameters
+    ----------
+    document : mapping
+        What :func:`amortize.report.document.read_document` has read so far.
+    """
+    return [
+        *_of_gaps(document),
+        *_of_local(document.get("local", {})),
+        *_of_evidence(document.get("evidence", {})),
+    ]
+
+
+def _of_gaps(document: Mapping[str, Any]) -> Iterator[str]:
+    failed, total = document.get("failed", []), document.get("num_datapoints", 0)
+    if failed:
+        yield f"{_count(len(failed), total)} failed and are left out of every mean: {_listed(failed)}."
+    if document.get("num_negative"):
+        yield (
+            f"{_count(document['num_negative'], total)} with a gap more than two standard errors below zero: "
+            "log p(x) is underestimated there; more temperatures or chains would raise it."
+        )
+    khat = document.get("khat", {})
+    if khat.get("num_above"):
+        yield (
+            f"{_count(khat['num_above'], total)} with a k-hat above {khat['threshold']:.2f}: there the guide is "
+            "too far from the posterior to be mended by weighting its draws."
+        )
+
+
+def _of_local(document: Mapping[str, Any]) -> Iterator[str]:
+    for family, fit in document.get("local", {}).items():
+        left = fit["num_datapoints"] - fit["num_converged"]
+        if left:
+            own = family == document.get("guide_family")
+            meaning = "some approximation gap is really amortization" if own else "its rung is too low"
+            yield (
+                f"{_count(left, fit['num_datapoints'])} whose {family} fit had not converged when it was "
+                f"stopped: the family may do better there, and then {meaning}."
+            )
+
+
+def _of_evidence(evidence: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, run in evidence.items():
+        if run["num_nonfinite"]:
+            yield f"{name}: {run['num_nonfinite']} proposals or draws were not finite, and were rejected."
+        ess = run["datapoints"].get("ess", [])
+        few = sum(value < _MIN_ESS for value in ess)
+        if few and run["num_weights"] >= _MIN_CHAINS:
+            yield (
+                f"{name}: {_count(few, len(ess))} whose evidence rests on fewer than {_MIN_ESS:.0f} effective "
+                f"draws of {run['num_weights']}; its standard error there is too small."
+            )
+
+
+def _count(num: int, total: int) -> str:
+    return f"{num} of {total} datapoints" if total != 1 else f"{num} of 1 datapoint"
+
+
+def _listed(names: Sequence[Any]) -> str:
+    shown = ", ".join(str(name) for name in names[:_MAX_NAMED])
+    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"

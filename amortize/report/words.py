@@ -1,0 +1,160 @@
+"""The page's words: names of quantities, numbers with their errors, the verdict and what to watch out for.
+
+One vocabulary for the page, the figures and ``report.json``; all log densities in nats per datapoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Quantity", "number", "percent", "quantity", "uncertain", "verdict"]
+
+_MINUS = "\N{MINUS SIGN}"
+_NOTHING = "\N{EN DASH}"
+_MOST = 2 / 3  # a share above this is "mostly"
+
+
+class Quantity(NamedTuple):
+    """How a column of the ledger is named and explained."""
+
+    label: str
+    meaning: str
+
+
+_QUANTITIES = {
+    "log_evidence": Quantity("log p(x)", "The evidence: the most that the ELBO of any posterior could reach."),
+    "elbo_guide": Quantity("ELBO of the guide", "What training maximises: log p(x) less all that the guide loses."),
+    "elbo_mean_field": Quantity(
+        "ELBO, best mean-field", "Gaussian with independent coordinates, fitted to each datapoint by itself."
+    ),
+    "elbo_full_covariance": Quantity(
+        "ELBO, best full covariance", "Gaussian with any covariance, fitted to each datapoint by itself."
+    ),
+    "inference_gap": Quantity("Inference gap", "log p(x) less the ELBO of the guide: all that the guide loses."),
+    "approximation_gap": Quantity(
+        "Approximation gap",
+        "log p(x) less the best ELBO in the guide's family: lost even by a perfect network.",
+    ),
+    "amortization_gap": Quantity(
+        "Amortization gap",
+        "Best ELBO in the family less the guide's: lost because one network serves every datapoint.",
+    ),
+    "khat": Quantity("k-hat", "How heavy the tail of the guide's importance weights is; below the threshold is good."),
+    "ess": Quantity("Effective sample size", "How many of the guide's importance draws count, after weighting."),
+}
+
+
+def quantity(name: str) -> Quantity:
+    """Label and one-line meaning of a column of the ledger.
+
+    Examples
+    --------
+    >>> quantity("elbo_low_rank").label
+    'ELBO, best low rank'
+    """
+    if name in _QUANTITIES:
+        return _QUANTITIES[name]
+    if name.startswith("elbo_"):
+        family = name.removeprefix("elbo_").replace("_", " ")
+        return Quantity(
+            f"ELBO, best {family}", f"Posterior of the family {family}, fitted to each datapoint by itself."
+        )
+    return Quantity(name.replace("_", " "), "")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with a fixed count of decimals; a dash for one that isn't there.
+
+    Examples
+    --------
+    >>> number(3.14159), number(12000, 0), number(float("inf"))
+    ('3.14', '12000', '∞')
+    """
+    if value is None or math.isnan(value):
+        return _NOTHING
+    if math.isinf(value):
+        return "\N{INFINITY}" if value > 0 else f"{_MINUS}\N{INFINITY}"
+    rounded = f"{value:.{digits}f}"
+    return rounded.replace("-", _MINUS if float(rounded) else "")
+
+
+def decimals(se: float | None) -> int:
+    """Decimals that show two significant digits of a standard error, between 0 and 4."""
+    if se is None or not math.isfinite(se) or se <= 0:
+        return 2
+    return min(4, max(0, 1 - math.floor(math.log10(se))))
+
+
+def uncertain(mean: float | None, se: float | None) -> str:
+    """A mean with its standard error, rounded to what the error supports.
+
+    Examples
+    --------
+    >>> uncertain(1.23456, 0.0789)
+    '1.235 ± 0.079'
+    """
+    if mean is None or not math.isfinite(mean):
+        return number(mean)
+    digits = decimals(se)
+    if se is None or not math.isfinite(se):
+        return number(mean, digits)
+    return f"{number(mean, digits)} \N{PLUS-MINUS SIGN} {number(se, digits)}"
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage.
+
+    Examples
+    --------
+    >>> percent(0.835)
+    '84%'
+    """
+    return f"{100 * share:.0f}%"
+
+
+def verdict(summary: Mapping[str, Mapping[str, Any]], family: str) -> str:
+    """One sentence: how much the guide loses, and whose fault it is.
+
+    Parameters
+    ----------
+    summary : mapping
+        By quantity, its "mean" and "se" in nats.
+    family : str
+        The guide's family, or "" if it isn't known.
+    """
+    gap, network, form = (
+        _mean_and_se(summary, f"{name}_gap") for name in ("inference", "amortization", "approximation")
+    )
+    name = f"its {family} family" if family else "its family"
+    if not math.isfinite(gap[0]):
+        return "How much the guide loses can't be said: no datapoint has both an ELBO and an evidence."
+    loss = f"{uncertain(*gap)} nats a datapoint"
+    if gap[0] < -2 * gap[1]:
+        return f"The evidence is underestimated: the guide seems to lose {loss}, and no ELBO can be above log p(x)."
+    if gap[0] < 2 * gap[1]:
+        return f"The guide is as good as can be measured here: it loses {loss}, within two standard errors of 0."
+    if not math.isfinite(network[0]):
+        return (
+            f"The guide loses {loss}; whether the network or {name} is at fault can't be said, because no "
+            "posterior of that family was fitted to each datapoint."
+        )
+    parts = [
+        (network[0], "the network", f"amortization, {uncertain(*network)}"),
+        (form[0], name, f"approximation, {uncertain(*form)}"),
+    ]
+    return f"The guide loses {loss}, {_blame(parts, gap[0])}."
+
+
+def _blame(parts: Sequence[tuple[float, str, str]], total: float) -> str:
+    (most, who, detail), (_, other, other_detail) = sorted(parts, key=lambda part: -part[0])
+    if most < _MOST * total:
+        return f"shared between {who} ({detail}) and {other} ({other_detail})"
+    share = f"mostly ({percent(most / total)})" if most < 0.99 * total else "all of it"
+    return f"{share} through {who} ({detail}) rather than {other} ({other_detail})"
+
+
+def _mean_and_se(summary: Mapping[str, Mapping[str, Any]], name: str) -> tuple[float, float]:
+    row = summary.get(name, {})
+    return float(row.get("mean", math.nan)), float(row.get("se", math.nan))

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from amortize.diagnostics import khat_threshold
+from amortize.report.document import read_document, rung_names, sampled_steps
+from amortize.report.tree import to_datatree
+from tests.report import examples
+
+
+@pytest.fixture(scope="module")
+def document():
+    return read_document(examples.digits_tree(20, failed=(3, 17)))
+
+
+def test_summary_is_the_ledgers(document):
+    made = examples.ledger(20, failed=(3, 17)).summary
+    assert list(document["summary"]) == list(made.index)
+    for name, row in made.iterrows():
+        for statistic, value in row.items():
+            assert document["summary"][name][statistic] == pytest.approx(value, nan_ok=True)
+    assert isinstance(document["summary"]["inference_gap"]["num_failed"], int)
+
+
+def test_ladder_climbs_to_the_evidence_in_paired_steps(document):
+    table = examples.ledger(20, failed=(3, 17)).table.dropna()
+    rungs = document["ladder"]
+    assert [rung["name"] for rung in rungs] == [
+        "elbo_guide",
+        "elbo_mean_field",
+        "elbo_full_covariance",
+        "log_evidence",
+    ]
+    assert [rung.get("part") for rung in rungs] == [None, "amortization", "approximation", "approximation"]
+    assert sum(rung.get("rise", 0.0) for rung in rungs) == pytest.approx(table["inference_gap"].mean())
+    rise = table["elbo_mean_field"] - table["elbo_guide"]
+    assert rungs[1]["rise"] == pytest.approx(rise.mean())
+    assert rungs[1]["rise_se"] == pytest.approx(rise.std() / np.sqrt(18))
+
+
+def test_failures_are_named_and_counted(document):
+    assert document["failed"] == [3, 17]
+    assert document["khat"]["num_unknown"] == 2
+    assert document["evidence"]["AIS"]["num_failed"] == 2
+    assert document["evidence"]["AIS"]["num_nonfinite"] == 320
+    assert any("2 of 20 datapoints failed" in note and "3, 17" in note for note in document["notes"])
+    assert any("320 proposals" in note for note in document["notes"])
+
+
+def test_khat_threshold_follows_the_number_of_draws(document):
+    assert document["khat"]["threshold"] == khat_threshold(1000)
+    made = examples.FakeLedger(**{**vars(examples.ledger(5)), "settings": {}})
+    assert read_document(to_datatree(ledger=made))["khat"]["threshold"] == 0.7
+
+
+def test_every_quantity_says_where_it_comes_from(document):
+    rows = {row["name"]: row for row in document["provenance"]}
+    assert list(rows) == list(document["summary"])
+    assert all(row["how"] and row["where"] == f"/gaps {name}" for name, row in rows.items())
+    assert "AIS from the guide, seed 0" in rows["log_evidence"]["how"]
+    assert "num_temperatures 100" in rows["log_evidence"]["how"]
+
+
+def test_what_is_absent_is_absent():
+    document = read_document(to_datatree(history=examples.history(10), attrs={"seed": 1, "mine": {"a": 1}}))
+    assert {"summary", "evidence", "local", "verdict"}.isdisjoint(document)
+    assert document["attrs"] == {"mine": {"a": 1}}
+    assert document["notes"] == []
+
+
+def test_training_keeps_every_validation():
+    history = examples.history(5000)
+    training = read_document(to_datatree(history=history))["training"]
+    assert len(training["curve"]["step"]) < 800
+    assert np.isfinite(training["curve"]["validation_elbo"]).sum() == 50
+    assert training["final"]["elbo"] == history["elbo"].iloc[-1]
+    assert training["final"]["validation_elbo"] == history["validation_elbo"].iloc[-1]
+
+
+def test_impossible_gaps_and_collapsed_chains_are_noted():
+    made = examples.ledger(10)
+    made.table.loc[4, "inference_gap"] = -5.0
+    made.evidence.ess[2] = 1.1
+    notes = read_document(to_datatree(ledger=made))["notes"]
+    assert any("1 of 10 datapoints with a gap more than two standard errors below zero" in note for note in notes)
+    assert any("fewer than 2 effective draws of 16" in note for note in notes)
+
+
+@pytest.mark.parametrize(("num", "limit", "expected"), [(0, 5, []), (1, 5, [0]), (3, 5, [0, 1, 2]), (9, 3, [0, 4, 8])])
+def test_sampled_steps_keep_both_ends(num, limit, expected):
+    assert sampled_steps(num, limit).tolist() == expected
+
+
+def test_rungs_that_were_not_measured_are_left_out():
+    assert rung_names(["flow"], ["elbo_guide", "log_evidence"]) == ["elbo_guide", "log_evidence"]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import amortize as am
+from amortize.errors import ArgumentError, DataError
+from amortize.report.tree import to_datatree
+from tests.report import examples
+
+
+class Page(HTMLParser):
+    """Ids, tags and text outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self._silent = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self._silent += tag in ("script", "style")
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def strict(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    path = am.report(examples.digits_tree(30, failed=(3, 17)), folder / "report.html")
+    return Page(path.read_text(encoding="utf-8")), strict(folder / "report.json")
+
+
+SECTIONS = ["verdict", "summary", "ladder", "gaps", "khat", "worst", "training", "samples", "evidence", "sources"]
+
+
+def test_sections_come_in_order(digits):
+    page, _ = digits
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_says_what_report_json_says(digits):
+    page, numbers = digits
+    assert numbers["verdict"] in page.text
+    assert numbers["advice"] in page.text
+    assert all(note in page.text for note in numbers["notes"])
+    assert numbers["summary"]["inference_gap"]["num_failed"] == 2
+    for name in numbers["summary"]:
+        assert f"row-{name}" in page.ids
+    for fact in ("data_hash", "spec_hash", "command", "created"):
+        assert str(numbers[fact]) in page.text
+
+
+def test_report_json_holds_every_row(digits):
+    _, numbers = digits
+    table = examples.ledger(30, failed=(3, 17)).table
+    assert numbers["datapoints"]["datapoint"] == list(range(30))
+    for name, column in table.items():
+        expected = [None if math.isnan(value) else value for value in column]
+        assert numbers["datapoints"][name] == pytest.approx(expected)
+    assert numbers["evidence"]["AIS"]["datapoints"]["se"][3] is None
+
+
+def test_the_page_is_one_file(digits):
+    page, _ = digits
+    addresses = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href")]
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+
+
+def test_markup_in_names_is_text(tmp_path):
+    evil = '</script><img src=x onerror="boom()">'
+    made = examples.ledger(4)
+    made = examples.FakeLedger(**{**vars(made), "advice": evil, "guide_family": evil, "settings": {evil: evil}})
+    tree = to_datatree(
+        evidence={evil: made.evidence},
+        ledger=made,
+        groups={"observed_data": {"x<i>": np.zeros((4, 5))}},
+        attrs={"title": evil, "labels": [evil] * 4, "settings": {evil: [evil]}, "versions": {"a": evil}},
+    )
+    page = Page(am.report(tree, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert not [attrs for tag, attrs in page.tags if tag == "img" or "onerror" in attrs]
+    assert page.text.count("boom()") > 5
+
+
+def test_absent_groups_leave_no_section(tmp_path):
+    path = am.report(to_datatree(history=examples.history(20)), tmp_path / "report.html", title="Only training")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert [name for name in page.ids if name in SECTIONS] == ["training"]
+    assert page.text.startswith("Only training")
+    empty = am.report(to_datatree(), tmp_path / "empty.html")
+    assert empty.stat().st_size < 20_000  # no figure, no plotly
+
+
+def test_images_and_vectors_are_told_apart(tmp_path, digits):
+    page, _ = digits
+    assert sum(tag == "img" for tag, _ in page.tags) == 2 * (10 + 2) + 2 * 14 + 24
+    text = am.report(examples.vectors_tree(20), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count('<svg class="vector"') == 12 + 12 + 12
+
+
+def test_everything_failed(tmp_path):
+    tree = examples.digits_tree(5, failed=tuple(range(5)))
+    page = Page(am.report(tree, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "can't be said" in page.text
+    assert "5 of 5 datapoints failed" in page.text
+    assert {"gaps", "khat", "ladder"}.isdisjoint(page.ids)
+    assert strict(tmp_path / "report.json")["summary"]["inference_gap"]["mean"] is None
+
+
+def test_the_same_tree_gives_the_same_bytes(tmp_path):
+    one = am.report(examples.digits_tree(10), tmp_path / "one.html")
+    two = am.report(examples.digits_tree(10), tmp_path / "two.html")
+    assert one.read_bytes() == two.read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.html", "one.json", "two.html", "two.json"]
+
+
+def test_numbers_on_the_page_are_rounded_from_the_json(digits):
+    page, numbers = digits
+    row = numbers["summary"]["inference_gap"]
+    shown = re.search(r"loses ([\d.]+) ± ([\d.]+) nats", numbers["verdict"])
+    assert float(shown[1]) == pytest.approx(row["mean"], abs=0.006)
+    assert shown[0] in page.text
+
+
+def test_wrong_paths_are_named(tmp_path):
+    with pytest.raises(ArgumentError, match=r"ends in \.html, got"):
+        am.report(to_datatree(), tmp_path / "report.json")
+    with pytest.raises(DataError, match="doesn't exist"):
+        am.report(to_datatree(), tmp_path / "none" / "report.html")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from amortize.report.document import read_document
+from amortize.report.plots import MAX_SHOWN, figures, worst_first
+from amortize.report.tree import to_datatree
+from tests.report import examples
+
+
+@pytest.fixture(scope="module")
+def document():
+    return read_document(examples.digits_tree(20, failed=(3, 17)))
+
+
+def test_one_figure_for_each_part(document):
+    assert list(figures(document)) == ["ladder", "gaps", "khat", "training", "evidence"]
+    assert list(figures(read_document(to_datatree(history=examples.history(10))))) == ["training"]
+    assert figures(read_document(to_datatree())) == {}
+
+
+def test_nothing_is_drawn_by_webgl(document):
+    kinds = {trace.type for figure in figures(document).values() for trace in figure.data}
+    assert kinds == {"bar", "scatter", "histogram"}
+
+
+def test_bars_are_the_gaps_worst_first(document):
+    table = examples.ledger(20, failed=(3, 17)).table
+    drawn = {trace.name: trace for trace in figures(document)["gaps"].data}
+    total = drawn["approximation (family)"].y + drawn["amortization (network)"].y
+    np.testing.assert_allclose(total, np.sort(table["inference_gap"].dropna())[::-1])
+    assert list(drawn["failed: no number"].customdata) == ["3 (label 3)", "17 (label 7)"]
+    np.testing.assert_allclose(
+        drawn["inference gap ± one standard error"].error_y.array,
+        table.sort_values("inference_gap", ascending=False)["inference_gap_se"].dropna(),
+    )
+
+
+def test_order_puts_failures_last(document):
+    order = worst_first(document["datapoints"])
+    assert order[0] == np.nanargmax(document["datapoints"]["inference_gap"])
+    assert set(order[-2:]) == {3, 17}
+
+
+def test_khat_tells_above_from_below_by_more_than_colour():
+    made = examples.ledger(30)
+    made.table.loc[7, "khat"] = np.inf
+    drawn = {trace.name: trace for trace in figures(read_document(to_datatree(ledger=made)))["khat"].data}
+    assert len({trace.marker.symbol for trace in drawn.values()}) == len(drawn) == 3
+    assert list(drawn["infinite (drawn at the top)"].customdata) == ["7"]
+
+
+def test_many_datapoints_are_thinned_with_both_ends():
+    made = examples.ledger(3000)
+    drawn = figures(read_document(to_datatree(ledger=made)))["gaps"].data[-1]
+    assert len(drawn.x) == MAX_SHOWN
+    assert drawn.y[0] == made.table["inference_gap"].max()
+    assert drawn.y[-1] == made.table["inference_gap"].min()
+
+
+def test_labels_are_not_read_as_markup():
+    made = examples.ledger(2)
+    tree = to_datatree(ledger=made, attrs={"labels": ["<b>a</b>", "b"]})
+    names = figures(read_document(tree))["gaps"].data[0].customdata
+    assert any("&lt;b&gt;" in name for name in names)
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_few_datapoints_can_be_drawn(num):
+    assert len(figures(read_document(to_datatree(ledger=examples.ledger(num), history=examples.history(1))))) == 5

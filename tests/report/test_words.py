@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from amortize.report.words import decimals, number, quantity, uncertain, verdict
+
+
+def summary(inference: float, approximation: float, amortization: float, se: float = 0.01) -> dict[str, dict]:
+    means = {"inference_gap": inference, "approximation_gap": approximation, "amortization_gap": amortization}
+    return {name: {"mean": mean, "se": se} for name, mean in means.items()}
+
+
+SENTENCES = {
+    "network": (summary(2.0, 0.3, 1.7), ["loses 2.000 ± 0.010 nats", "mostly (85%) through the network"]),
+    "family": (summary(2.0, 1.5, 0.5), ["mostly (75%) through its mean-field family", "rather than the network"]),
+    "both": (summary(2.0, 0.9, 1.1), ["shared between the network", "and its mean-field family"]),
+    "all of it": (summary(2.0, -0.01, 2.01), ["all of it through the network"]),
+    "nothing": (summary(0.01, 0.0, 0.01), ["as good as can be measured"]),
+    "below zero": (summary(-1.0, -1.0, 0.0), ["The evidence is underestimated"]),
+    "no family": (summary(2.0, math.nan, math.nan), ["can't be said", "no posterior of that family was fitted"]),
+    "all failed": (summary(math.nan, math.nan, math.nan), ["no datapoint has both"]),
+    "one datapoint": (summary(2.0, 0.3, 1.7, se=math.nan), ["loses 2.00 nats"]),
+}
+
+
+@pytest.mark.parametrize(("rows", "expected"), SENTENCES.values(), ids=SENTENCES.keys())
+def test_the_verdict_says_how_much_and_whose_fault(rows, expected):
+    sentence = verdict(rows, "mean-field")
+    assert all(part in sentence for part in expected), sentence
+    assert sentence.count(". ") == 0
+    assert sentence.endswith(".")
+
+
+def test_numbers_are_rounded_to_what_their_error_supports():
+    assert uncertain(-20.12345, 0.48) == "\N{MINUS SIGN}20.12 ± 0.48"
+    assert uncertain(341.4, 27.4) == "341 ± 27"
+    assert uncertain(0.5, 0.0) == "0.50 ± 0.00"
+    assert uncertain(math.nan, 0.1) == "\N{EN DASH}"
+    assert decimals(1e-9) == 4
+    assert number(-0.0001) == "0.00"
+    assert number(-math.inf) == "\N{MINUS SIGN}\N{INFINITY}"
+    assert number(None) == "\N{EN DASH}"
+
+
+def test_every_column_has_a_name_and_a_meaning():
+    for name in ("log_evidence", "elbo_guide", "elbo_mean_field", "inference_gap", "khat", "ess", "elbo_flow"):
+        label, meaning = quantity(name)
+        assert label
+        assert meaning.endswith(".")
+    assert quantity("something_new").label == "something new"

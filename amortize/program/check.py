@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, biject_to
 
 from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.data import Data
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from amortize.program.program import Program
 
 __all__ = ["CheckReport", "CheckRow", "check_program", "verify_guide", "verify_independent"]
+
+PROBES = 16
+PROBE_SPREAD = 2.0
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ def verify_guide(log_joint: LogJoint, data: Data) -> str:
                 f"guide site {name!r} has shape {shape} per datapoint, the model's has {site.shape}"
             )
         _refuse_point(name, msg["fn"])
-    _compare_supports(log_joint, head, messages)
+    many = head.fold(PROBES)
+    _compare_supports(log_joint, many, run_recorded(program.guide, many))
     return plate
 
 
@@ -235,19 +239,24 @@ def _refuse_point(name: str, fn: Any) -> None:
 
 
 def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Mapping[str, Any]]) -> None:
+    """Probe each support with points spread over the other: the guide must cover the model's support and no more."""
+    gen = generator(0, "supports", device=log_joint.like.device)
+    like = log_joint.like
+    u = PROBE_SPREAD * torch.randn(head.num_datapoints, log_joint.dim, generator=gen, device=gen.device).to(like)
     values = {name: messages[name]["value"] for name in log_joint.structure.sites}
     model = log_joint.messages(head, values)
-    gen = generator(0, "supports", device=log_joint.like.device)
-    u = torch.randn(head.num_datapoints, log_joint.dim, generator=gen, device=gen.device, dtype=log_joint.like.dtype)
     with torch.no_grad():
-        inside = log_joint.terms(head, u=u).values
+        probes = log_joint.terms(head, u=u).values
+    replayed = log_joint.messages(head, probes, guide=True)
     for name in log_joint.structure.sites:
         ours, theirs = model[name]["fn"].support, messages[name]["fn"].support
-        if not bool(ours.check(values[name]).all()):
+        free = biject_to(theirs).inv(values[name])
+        noise = PROBE_SPREAD * torch.randn(free.shape, generator=gen, device=gen.device).to(free)
+        if not bool(ours.check(values[name]).all() & ours.check(biject_to(theirs)(free + noise)).all()):
             raise GuideMismatchError(
-                f"guide site {name!r} draws values outside the model's support: model {ours}, guide {theirs}"
+                f"guide site {name!r} can draw values outside the model's support: model {ours}, guide {theirs}"
             )
-        if not bool(theirs.check(inside[name]).all()):
+        if not bool(replayed[name]["fn"].support.check(probes[name]).all()):
             raise GuideMismatchError(
                 f"guide site {name!r} covers only a part of the model's support: model {ours}, guide {theirs}"
             )

@@ -90,17 +90,15 @@ class LogJoint:
             self.program.model(*data.args, **data.kwargs)
         return self._flatten({name: record.messages[name] for name in self.structure.sites})
 
-    def messages(self, data: Data, values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """The message of each sample site of a run with constrained ``values`` put in."""
+    def messages(self, data: Data, values: Mapping[str, Tensor], *, guide: bool = False) -> dict[str, dict[str, Any]]:
+        """The message of each sample site of a run of the model (or guide) with constrained ``values`` put in."""
+        function = self.program.guide if guide else self.program.model
+        assert function is not None
+        terms = LogTerms(data.num_datapoints, self.like)
+        inner = Substitute(self.structure.sites, self.structure.plate, terms, values=values)
         record = Record()
-        inner = Substitute(
-            self.structure.sites,
-            self.structure.plate,
-            LogTerms(data.num_datapoints, self.like),
-            values=values,
-        )
         with unvalidated(), torch.no_grad(), record, inner:
-            self.program.model(*data.args, **data.kwargs)
+            function(*data.args, **data.kwargs)
         return record.messages
 
     def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Tensor, JointTerms]:

@@ -6,6 +6,7 @@ sites or shapes differ otherwise is dynamic, and one whose plate does not follow
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,7 +113,7 @@ def _find_plate(messages: Messages, smaller: Messages | None, size: int) -> str:
         sizes = ", ".join(f"{name!r} of size {now}" for name, now in plates.items())
         raise PlateSizeError(
             f"no plate follows the number of datapoints: on {size} datapoints the plates are {sizes}. "
-            "Size the data plate from the data, pyro.plate('data', x.shape[0])"
+            "Is a number typed in? Size the data plate from the data, pyro.plate('data', x.shape[0])"
         )
     raise NoDataPlateError(
         f"cannot tell which plate indexes the datapoints: {', '.join(map(repr, candidates))} all have size {size}. "
@@ -160,7 +161,9 @@ def _structure(plate: str, messages: Messages) -> Structure:
             scaled.append(name)
     if not sites:
         raise ContractError(f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer")
-    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled))
+    dtypes = [messages[name]["value"].dtype for name, site in sites.items() if not site.discrete]
+    dtype = functools.reduce(torch.promote_types, dtypes, dtypes[0]) if dtypes else torch.get_default_dtype()
+    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled), dtype)
 
 
 def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:

@@ -120,8 +120,8 @@ class Program(nn.Module):
 
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""
-        like = torch.zeros((), dtype=self.dtype, device=_device(data))
-        log_joint = LogJoint(self, self.structure(data), like)
+        structure = self.structure(data)
+        log_joint = LogJoint(self, structure, torch.zeros((), dtype=structure.dtype, device=_device(data)))
         verify_independent(log_joint, data)
         return log_joint
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 __all__ = ["Site", "Structure"]
 
 
@@ -33,13 +35,17 @@ class Site:
 
 @dataclass(frozen=True)
 class Structure:
-    """The data plate, the latent sites in order, and the names of observed sites inside and outside the plate."""
+    """The data plate, the latent sites in order, and the names of observed sites inside and outside the plate.
+
+    ``scaled`` names the sites under a ``poutine.scale`` of the user's; ``dtype`` is the floating type of the latents.
+    """
 
     plate: str
     sites: Mapping[str, Site]
     observed: tuple[str, ...]
     outside: tuple[str, ...]
     scaled: tuple[str, ...]
+    dtype: torch.dtype
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,154 @@
+"""Programs whose evidence is known exactly: each carries its data, its exact posterior as a guide, and log p(x_n).
+
+Adding a problem is adding a line to ``PROBLEMS``; contract tests run over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from scipy import integrate, special, stats
+
+import amortize as am
+
+NUM = 6
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its exact posterior as a guide (where it is conjugate), data and the exact log evidence (N,)."""
+
+    model: Callable[..., None]
+    guide: Callable[..., None] | None
+    data: object
+    log_evidence: np.ndarray
+    dim: int
+
+    def program(self, *, guide: bool = False) -> am.Program:
+        return am.Program(self.model, self.guide if guide else None)
+
+
+def _draws(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def normal_normal() -> Problem:
+    x = _draws(0).normal(size=NUM) * 1.5
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.5, dtype=x.dtype), 2.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        precision = 1 / 4 + 1 / 0.25
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal((0.5 / 4 + x / 0.25) / precision, precision**-0.5))
+
+    return Problem(model, guide, torch.tensor(x), stats.norm(0.5, np.sqrt(4.25)).logpdf(x), 1)
+
+
+def gamma_poisson() -> Problem:
+    x = _draws(1).poisson(3.0, size=(NUM, 4)).astype(float)
+    shape, rate = 2.0, 0.7
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(shape, dtype=x.dtype), rate))
+            pyro.sample("x", dist.Poisson(z[:, None]).expand([x.shape[0], 4]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Gamma(shape + x.sum(-1), rate + 4.0))
+
+    total = x.sum(1)
+    exact = (
+        shape * np.log(rate) - special.gammaln(shape) - special.gammaln(x + 1).sum(1)
+        + special.gammaln(shape + total) - (shape + total) * np.log(rate + 4)
+    )  # fmt: skip
+    return Problem(model, guide, torch.tensor(x), exact, 1)
+
+
+def beta_bernoulli() -> Problem:
+    x = _draws(2).integers(0, 2, size=(NUM, 7)).astype(float)
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Beta(torch.tensor(1.5, dtype=x.dtype), 2.5))
+            pyro.sample("x", dist.Bernoulli(z[:, None]).expand([x.shape[0], 7]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Beta(1.5 + x.sum(-1), 2.5 + 7 - x.sum(-1)))
+
+    ones = x.sum(1)
+    return Problem(model, guide, torch.tensor(x), special.betaln(1.5 + ones, 9.5 - ones) - special.betaln(1.5, 2.5), 1)
+
+
+def dirichlet_multinomial() -> Problem:
+    x = _draws(3).multinomial(9, [0.2, 0.5, 0.3], size=NUM).astype(float)
+    alpha = np.array([1.2, 0.8, 2.0])
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Dirichlet(torch.tensor(alpha, dtype=x.dtype)))
+            pyro.sample("x", dist.Multinomial(9, probs=z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Dirichlet(torch.tensor(alpha, dtype=x.dtype) + x))
+
+    return Problem(model, guide, torch.tensor(x), stats.dirichlet_multinomial(alpha, 9).logpmf(x.astype(int)), 2)
+
+
+def dependent_support() -> Problem:
+    """Uniform(-s, s + 1) under an exponential s, by quadrature; two sites, the support of one set by the other."""
+    x = _draws(4).normal(size=NUM)
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            s = pyro.sample("s", dist.Exponential(torch.tensor(1.0, dtype=x.dtype)))
+            z = pyro.sample("z", dist.Uniform(-s, s + 1))
+            pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+    def density(value: float) -> float:
+        def over_s(s: float) -> float:
+            inside = stats.norm.cdf((s + 1 - value) / 0.8) - stats.norm.cdf((-s - value) / 0.8)
+            return float(np.exp(-s) * inside / (2 * s + 1))
+
+        return float(np.log(integrate.quad(over_s, 0, 60, epsabs=1e-12, limit=200)[0]))
+
+    return Problem(model, None, torch.tensor(x), np.array([density(value) for value in x]), 2)
+
+
+def pixel_plate() -> Problem:
+    """Independent normal latents on a plate of three pixels outside the data plate's dimension."""
+    x = _draws(5).normal(size=(NUM, 3))
+
+    def model(x):
+        with pyro.plate("pixels", 3, dim=-2), pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.7), obs=x.T)
+
+    def guide(x):
+        precision = 1 + 1 / 0.49
+        with pyro.plate("pixels", 3, dim=-2), pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(x.T / 0.49 / precision, precision**-0.5))
+
+    return Problem(model, guide, torch.tensor(x), stats.norm(0, np.sqrt(1.49)).logpdf(x).sum(1), 3)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "normal-normal": normal_normal,
+    "gamma-poisson": gamma_poisson,
+    "beta-bernoulli": beta_bernoulli,
+    "dirichlet-multinomial": dirichlet_multinomial,
+    "dependent-support": dependent_support,
+    "pixel-plate": pixel_plate,
+}
+CONJUGATE = [name for name in PROBLEMS if name != "dependent-support"]

@@ -1,0 +1,197 @@
+"""The log joint and the guide's density: folded against looped, coordinates, Jacobians, exact answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import integrate
+from torch.distributions import biject_to
+
+import amortize as am
+from amortize.errors import DiscreteLatentError, GuideMismatchError, UnboundedDiscreteError
+from tests.problems import CONJUGATE, PROBLEMS
+
+
+@pytest.fixture(params=PROBLEMS)
+def problem(request):
+    return PROBLEMS[request.param]()
+
+
+def log_joint_of(problem):
+    program = problem.program()
+    data = program.prepare(problem.data)
+    return program.log_joint(data), data
+
+
+def test_folding_equals_looping(problem):
+    log_joint, data = log_joint_of(problem)
+    u = torch.randn(
+        3, data.num_datapoints, log_joint.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    folded = log_joint(data, u)
+    for c in range(3):
+        for n in range(data.num_datapoints):
+            alone = log_joint.terms(data.rows(slice(n, n + 1)), u=u[c, n : n + 1]).joint
+            torch.testing.assert_close(folded[c, n : n + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_dimension_counts_unconstrained_coordinates(problem):
+    assert problem.program().dim(problem.data) == problem.dim
+
+
+def test_integral_over_u_is_the_evidence():
+    """The Jacobian is right: exp(log joint) integrates to p(x) over the unconstrained line."""
+    for name in ("normal-normal", "gamma-poisson", "beta-bernoulli"):
+        log_joint, data = log_joint_of(PROBLEMS[name]())
+        row = data.rows(slice(0, 1))
+
+        def density(u: float, log_joint=log_joint, row=row) -> float:
+            return float(log_joint.terms(row, u=torch.tensor([[u]], dtype=torch.float64)).joint.exp())
+
+        integral = integrate.quad(density, -12, 12, epsabs=1e-13, limit=400)[0]
+        assert np.log(integral) == pytest.approx(PROBLEMS[name]().log_evidence[0], abs=1e-7)
+
+
+@pytest.mark.parametrize("name", CONJUGATE)
+def test_exact_posterior_has_the_evidence_as_its_ratio(name):
+    """log p(x, u) - log q(u | x) = log p(x) for every draw: sampler, density and Jacobian agree."""
+    problem = PROBLEMS[name]()
+    program = problem.program(guide=True)
+    data = program.prepare(problem.data)
+    _, log_p, log_q = program.guide_density(data).draw(data)
+    np.testing.assert_allclose((log_p - log_q).detach(), problem.log_evidence, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CONJUGATE)
+def test_density_at_a_draw_equals_the_samplers(name):
+    problem = PROBLEMS[name]()
+    program = problem.program(guide=True)
+    guide = program.guide_density(program.prepare(problem.data))
+    values, log_q = guide.sample(program.prepare(problem.data))
+    torch.testing.assert_close(guide.log_density(program.prepare(problem.data), values), log_q)
+
+
+def test_prior_draws_have_the_priors_moments():
+    program = PROBLEMS["gamma-poisson"]().program()
+    data = program.prepare(PROBLEMS["gamma-poisson"]().data).fold(2000)
+    log_joint = program.log_joint(data)
+    u = log_joint.draw_prior(data)
+    z = biject_to(dist.Gamma(1.0, 1.0).support)(u)
+    assert float(z.mean()) == pytest.approx(2.0 / 0.7, rel=0.05)
+
+
+def test_subsampling_scale_is_divided_out():
+    def model(x):
+        with pyro.plate("data", 600, subsample=x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.tensor([0.3, -1.0, 2.0])
+    program = am.Program(model)
+    data = program.prepare(x)
+    value = program.log_joint(data)(data, torch.zeros(2, 3, 1))
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0)) + dist.Normal(0.0, 1.0).log_prob(x)
+    torch.testing.assert_close(value, expected.expand(2, 3))
+
+
+def test_masked_observations_add_nothing():
+    def model(x, mask):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x, mask = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([True, False, True])
+    program = am.Program(model)
+    data = program.prepare((x, mask))
+    terms = program.log_joint(data).terms(data, u=torch.zeros(3, 1))
+    assert terms.likelihood[1] == 0 and bool((terms.likelihood[[0, 2]] != 0).all())
+
+
+def test_extreme_logits_stay_finite():
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=200 * z), obs=x)
+
+    program = am.Program(model)
+    data = program.prepare(torch.ones(2))
+    terms = program.log_joint(data).terms(data, u=torch.tensor([[5.0], [-5.0]]))
+    torch.testing.assert_close(terms.likelihood, torch.tensor([0.0, -1000.0]))
+
+
+def test_a_row_outside_a_support_is_minus_infinity_and_alone():
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Exponential(z.exp()), obs=x)
+
+    program = am.Program(model)
+    data = program.prepare(torch.tensor([1.0, 2.0, 3.0, 0.5, 0.7]))
+    log_joint = program.log_joint(data)
+    bad = program.prepare(torch.tensor([1.0, -2.0, 3.0]))
+    value = log_joint.terms(bad, u=torch.zeros(3, 1)).joint
+    assert bool(torch.isfinite(value[[0, 2]]).all())
+
+
+def discrete_model(x):
+    with pyro.plate("data", x.shape[0]):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3))
+        pyro.sample("x", dist.Normal(k.float(), 1.0), obs=x)
+
+
+def counting_model(x):
+    with pyro.plate("data", x.shape[0]):
+        k = pyro.sample("k", dist.Poisson(2.0))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+
+def test_discrete_latents_are_refused_by_name():
+    with pytest.raises(DiscreteLatentError, match="'k' is discrete"):
+        am.evidence(am.Program(discrete_model), torch.zeros(4))
+    with pytest.raises(UnboundedDiscreteError, match="cannot be enumerated"):
+        am.evidence(am.Program(counting_model), torch.zeros(4))
+
+
+def two_site_model(x):
+    with pyro.plate("data", x.shape[0]):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(a, b), obs=x)
+
+
+def guide_with(*sites):
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            for name, fn in sites:
+                pyro.sample(name, fn)
+
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (guide_with(("a", dist.Normal(0.0, 1.0))), "misses 'b'"),
+        (guide_with(("a", dist.Normal(0.0, 1.0)), ("b", dist.Gamma(1.0, 1.0)), ("c", dist.Normal(0.0, 1.0))), "'c'"),
+        (guide_with(("a", dist.Normal(0.0, 1.0)), ("b", dist.Normal(0.0, 1.0))), "values outside the model's support"),
+        (guide_with(("a", dist.LogNormal(0.0, 1.0)), ("b", dist.LogNormal(0.0, 1.0))), "only a part"),
+        (guide_with(("a", dist.Normal(torch.zeros(2), 1.0).to_event(1)), ("b", dist.LogNormal(0.0, 1.0))), "shape"),
+        (guide_with(("a", dist.Delta(torch.tensor(0.0))), ("b", dist.LogNormal(0.0, 1.0))), "a point"),
+    ],
+)
+def test_a_guide_that_does_not_match_is_refused(guide, message):
+    with pytest.raises(GuideMismatchError, match=message):
+        am.posterior(am.Program(two_site_model, guide), torch.zeros(5))
+
+
+def test_a_guide_without_the_plate_is_refused():
+    def guide(x):
+        pyro.sample("a", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+        pyro.sample("b", dist.LogNormal(torch.zeros(x.shape[0]), 1.0))
+
+    with pytest.raises(GuideMismatchError, match="no plate 'data'"):
+        am.posterior(am.Program(two_site_model, guide), torch.zeros(5))

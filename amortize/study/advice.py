@@ -184,11 +184,12 @@ def _row_cautions(finding: Finding, unconverged: Mapping[str, int]) -> list[str]
 
 
 def _gap(finding: Finding) -> str:
-    return f"{finding.gap:.2f} ± {finding.gap_se:.2f}" if math.isfinite(finding.gap_se) else _nats(finding.gap)
+    error = f" ± {_nats(finding.gap_se)}" if math.isfinite(finding.gap_se) else ""
+    return _nats(finding.gap) + error
 
 
 def _nats(value: float) -> str:
-    return f"{value:.2f}"
+    return f"{round(value, 2) + 0.0:.2f}"  # adding zero turns -0.00 into 0.00
 
 
 def _percent(share: float) -> str:

@@ -27,6 +27,12 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def _of_gaps(document: Mapping[str, Any]) -> Iterator[str]:
+    family, families = document.get("guide_family", ""), document.get("families", [])
+    if families and family not in families:
+        yield (
+            f"The guide's family wasn't fitted to single datapoints; the best of {', '.join(families)} stands in "
+            "for it where approximation and amortization are told apart."
+        )
     failed, total = document.get("failed", []), document.get("num_datapoints", 0)
     if failed:
         yield f"{_count(len(failed), total)} failed and are left out of every mean: {_listed(failed)}."

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from amortize.report.document import sampled_steps
-from amortize.report.run_plots import evidence_figure, training_figure
+from amortize.report.run_plots import diagnostics_of, evidence_figure, training_figure
 from amortize.report.style import COLOURS, apply_style, error_bars, finite, mark_failed, names_of
 from amortize.report.words import number, quantity, uncertain
 
@@ -46,7 +46,7 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
         drawn["khat"] = khat_figure(datapoints, document["khat"]["threshold"])
     if "training" in document:
         drawn["training"] = training_figure(document["training"]["curve"])
-    if "evidence" in document:
+    if diagnostics_of(document.get("evidence", {})):
         drawn["evidence"] = evidence_figure(document["evidence"])
     return drawn
 
@@ -188,10 +188,11 @@ def khat_figure(datapoints: Mapping[str, Sequence[Any]], threshold: float) -> go
     figure.add_hline(
         y=threshold,
         line={"dash": "dash", "color": COLOURS["ink"], "width": 1.2},
-        annotation={"text": f"threshold {threshold:.2f}", "font": {"size": 12}},
-        annotation_position="top right",
+        annotation={"text": f"threshold<br>{threshold:.2f}", "font": {"size": 12}, "align": "left"},
+        annotation_position="right",
     )
     apply_style(figure, height=290)
+    figure.update_layout(margin_r=80)
     figure.update_xaxes(title_text=_RANK, showgrid=False, zeroline=False, range=[0, len(order) + 1])
     figure.update_yaxes(title_text="k-hat", range=[min(0.0, float(finite(khat).min(initial=0.0))) - 0.1, top + 0.2])
     return figure

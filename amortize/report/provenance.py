@@ -11,7 +11,6 @@ __all__ = ["flatten", "provenance"]
 
 _DIFFERENCES = {
     "inference_gap": "log_evidence - elbo_guide, row by row",
-    "approximation_gap": "log_evidence - best ELBO of the guide's own family, row by row",
     "amortization_gap": "inference_gap - approximation_gap, row by row",
 }
 
@@ -50,6 +49,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _how(name: str, document: Mapping[str, Any]) -> str:
     draws = document.get("gap_settings", {}).get("num_draws")
     count = f"{draws} draws" if draws else "draws"
+    if name == "approximation_gap":
+        reference = document.get("gap_settings", {}).get("reference") or "the guide's own family"
+        return f"log_evidence - ELBO of the posterior fitted to the datapoint by itself ({reference}), row by row"
     if name in _DIFFERENCES:
         return _DIFFERENCES[name]
     if name == "log_evidence":

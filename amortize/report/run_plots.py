@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from amortize.report.style import COLOURS, METHODS, apply_style, error_bars, escaped, finite
 
-__all__ = ["evidence_figure", "training_figure"]
+__all__ = ["diagnostics_of", "evidence_figure", "training_figure"]
 
 _DIAGNOSTICS = {"se": "standard error, nats", "ess": "effective share of draws", "acceptance": "acceptance"}
 _WINDOW = 25  # drawn points of the training curve in one running mean
@@ -74,10 +74,15 @@ def _range(values: NDArray[np.float64]) -> list[float] | None:
     return [low - pad, high + pad]
 
 
+def diagnostics_of(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The diagnostics that some method has a number for."""
+    return [field for field in _DIAGNOSTICS if any(_values(run, field).size for run in methods.values())]
+
+
 def evidence_figure(methods: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """How each method's diagnostics are spread over the datapoints."""
-    fields = [field for field in _DIAGNOSTICS if any(_values(run, field).size for run in methods.values())]
-    figure = make_subplots(rows=1, cols=max(len(fields), 1), horizontal_spacing=0.08)
+    fields = diagnostics_of(methods)
+    figure = make_subplots(rows=1, cols=len(fields), horizontal_spacing=0.08)
     for column, field in enumerate(fields, start=1):
         for (name, run), colour in zip(methods.items(), cycle(METHODS)):
             figure.add_histogram(

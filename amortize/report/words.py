@@ -39,9 +39,9 @@ _QUANTITIES = {
     ),
     "amortization_gap": Quantity(
         "Amortization gap",
-        "Best ELBO in the family less the guide's: lost because one network serves every datapoint.",
+        "Best ELBO in the family less the guide's: lost because one network serves all.",
     ),
-    "khat": Quantity("k-hat", "How heavy the tail of the guide's importance weights is; below the threshold is good."),
+    "khat": Quantity("k-hat", "Tail of the guide's importance weights; below the threshold is good."),
     "ess": Quantity("Effective sample size", "How many of the guide's importance draws count, after weighting."),
 }
 
@@ -122,12 +122,12 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str) -> str:
     summary : mapping
         By quantity, its "mean" and "se" in nats.
     family : str
-        The guide's family, or "" if it isn't known.
+        The guide's family; "" or "other" if it has no name.
     """
     gap, network, form = (
         _mean_and_se(summary, f"{name}_gap") for name in ("inference", "amortization", "approximation")
     )
-    name = f"its {family} family" if family else "its family"
+    name = f"its {family} family" if family not in ("", "other") else "its family"
     if not math.isfinite(gap[0]):
         return "How much the guide loses can't be said: no datapoint has both an ELBO and an evidence."
     loss = f"{uncertain(*gap)} nats a datapoint"

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -150,3 +151,21 @@ def test_wrong_paths_are_named(tmp_path):
         am.report(to_datatree(), tmp_path / "report.json")
     with pytest.raises(DataError, match="doesn't exist"):
         am.report(to_datatree(), tmp_path / "none" / "report.html")
+
+
+def test_a_guide_of_another_family_is_compared_with_the_best_fitted(tmp_path):
+    made = examples.ledger(6)
+    settings = {"num_draws": 100, "reference": "best of mean-field, full-covariance"}
+    made = examples.FakeLedger(**{**vars(made), "guide_family": "other", "settings": settings})
+    page = Page(am.report(to_datatree(ledger=made), tmp_path / "report.html").read_text(encoding="utf-8"))
+    numbers = strict(tmp_path / "report.json")
+    assert "other family" not in page.text
+    assert any("the best of mean-field, full-covariance stands in" in note for note in numbers["notes"])
+    assert {rung.get("part", "") for rung in numbers["ladder"]} == {""}
+
+
+def test_the_bundle_can_stand_in_a_script():
+    bundle = resources.files("amortize.report").joinpath("vendor", "plotly-cartesian.min.js").read_text("utf-8")
+    assert "plotly.js (cartesian" in bundle[:200]
+    assert "</script" not in bundle.lower()
+    assert "<!--" not in bundle

@@ -50,9 +50,7 @@ def data_hash(arrays: Any) -> str:
     for name, value in named:
         array = np.asarray(value)
         if array.dtype.hasobject:
-            raise DataError(
-                f"data_hash: {name!r} holds Python objects (dtype {array.dtype}); convert it to numbers."
-            )
+            raise DataError(f"data_hash: {name!r} holds Python objects (dtype {array.dtype}); convert it to numbers.")
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         header = [name, array.dtype.str, list(np.shape(value))]
         digest.update(json.dumps(header).encode() + b"\n")  # the header fixes how many bytes follow

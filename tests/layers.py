@@ -77,7 +77,7 @@ def _reason(layer: str, name: str) -> str | None:
     root, _, rest = name.partition(".")
     if root == "amortize":
         target = rest.partition(".")[0]
-        if target not in MAY_IMPORT[layer] | {layer, "__version__"}:
+        if target not in MAY_IMPORT[layer] | {layer, "__version__", ""}:  # a bare `import amortize` is read by its uses
             return f"{layer} imports {name}"
     if layer in TORCH_FREE and root in ("torch", "pyro"):
         return f"{layer} imports {name}"

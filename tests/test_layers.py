@@ -41,6 +41,7 @@ ALLOWED = {
     "down": ("study/x.py", "from amortize.inference.ais import AIS\nfrom amortize.report import report"),
     "itself": ("program/x.py", "import amortize.program.sites"),
     "the version": ("report/x.py", "from amortize import __version__"),
+    "the version, by attribute": ("study/x.py", "import amortize\namortize.__version__"),
     "Pyro's language": (
         "models/x.py",
         "import pyro\nimport pyro.distributions as dist\npyro.sample('z', dist.Normal(0, 1))",
@@ -62,9 +63,7 @@ def test_the_package_keeps_its_layers() -> None:
 
 
 def test_every_part_of_the_package_is_in_a_layer() -> None:
-    parts = {
-        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert parts - {"__init__"} <= set(MAY_IMPORT)
 
 

@@ -2,10 +2,13 @@ r"""The best non-amortized posterior of each datapoint: Gaussian variational inf
 
 .. math:: \max_{\lambda_n} \; E_{q(u; \lambda_n)}[\log p(x_n, u) - \log q(u; \lambda_n)]
 
-All datapoints share each evaluation of the model and nothing else: own Adam moments, own rate, own stopping.
-A datapoint whose mean ELBO over a window of steps no longer rises by more than its noise has its rate cut; after the
-last cut it takes the average of its window and stops, and stopped datapoints leave the batch. The reported ELBO is that
-of fresh draws, never the optimiser's. Letters: S draws, N datapoints, D latents, P parameters a datapoint.
+All datapoints share each evaluation of the model and nothing else: own Adam moments, own rate, own stopping. At the end
+of a window of steps, a datapoint whose ELBO no longer rises by more than its noise has its rate cut and is whitened
+by its own scale. It stops, at the average of its window, once the rate is at its lowest and the gain still to be had,
+half the squared mean gradient in whitened coordinates (noise taken off), is below a tolerance; stopped datapoints leave
+the batch. The reported ELBO is that of fresh draws, never the optimiser's.
+
+Letters: S draws, N datapoints, D latents, P parameters a datapoint.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ FINAL_DRAWS = 1000
 MAX_DATAPOINTS = 2048
 SMALLEST_POOL = 16
 WINDOW = 50
-TOLERANCE = 0.01  # nats a window
-FIRST_RATE, CUT, NUM_CUTS = 0.1, 0.3, 3
-DECAY_FIRST, DECAY_SECOND, EPSILON = 0.9, 0.999, 1e-8
+TOLERANCE = 0.01  # nats
+FIRST_RATE, CUT, NUM_CUTS = 0.1, 0.3, 4
+DECAY_FIRST, DECAY_SECOND, EPSILON = 0.9, 0.99, 1e-8  # short memory: first gradients may be huge
 
 
 @dataclass(frozen=True)
@@ -93,28 +96,39 @@ class LocalPosterior:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Optimiser state, every tensor with a leading N: a datapoint's row is all there is of it."""
+    """Optimiser state, every tensor with a leading N: a datapoint's row is all there is of it.
+
+    ``theta`` (N, P) holds loc, log scale and the strictly lower triangle; ``unit`` (N, P) is what a step of 1 means.
+    """
 
     theta: Tensor
+    unit: Tensor
     first: Tensor
     second: Tensor
     average: Tensor
+    slope: Tensor
+    slope_square: Tensor
     total: Tensor
     square: Tensor
     previous: Tensor
-    rate: Tensor
     cuts: Tensor
     steps: Tensor
 
     @classmethod
-    def of(cls, theta: Tensor) -> _Rows:
-        zeros, row = torch.zeros_like(theta), theta.new_zeros(len(theta))
-        low, count = torch.full_like(row, -torch.inf), torch.zeros_like(row, dtype=torch.long)
-        return cls(theta, zeros, zeros, zeros, row, row, low, torch.full_like(row, FIRST_RATE), count, count)
+    def of(cls, theta: Tensor, unit: Tensor) -> _Rows:
+        wide = {name: torch.zeros_like(theta) for name in ("first", "second", "average", "slope", "slope_square")}
+        narrow = {name: theta.new_zeros(len(theta)) for name in ("total", "square")}
+        counts = {name: theta.new_zeros(len(theta), dtype=torch.long) for name in ("cuts", "steps")}
+        previous = theta.new_full((len(theta),), -torch.inf)
+        return cls(theta.clone(), unit, **wide, **narrow, **counts, previous=previous)
 
     @property
     def active(self) -> Tensor:
         return self.cuts < NUM_CUTS
+
+    @property
+    def rate(self) -> Tensor:
+        return FIRST_RATE * CUT ** self.cuts.to(self.theta.dtype)
 
     def take(self, index: Tensor) -> _Rows:
         return _Rows(**{name: value[index] for name, value in vars(self).items()})
@@ -204,19 +218,18 @@ class _Problem:
     def solve(self, num_steps: int, seed: int) -> dict[str, np.ndarray]:
         """Optimise all rows, then score begin and end on fresh draws."""
         loc, scale = self._moments(seed)
-        whole = _Rows.of(self._first(loc))
+        first = self._theta(loc, scale.log())
+        whole = _Rows.of(first, self._unit(scale))
         noise = generator(seed, "optimise", device=loc.device)
         pool = torch.arange(len(loc), device=loc.device)
         bar = tqdm(total=num_steps, desc=f"local {self.family}", leave=False, disable=None)
         step = 0
         with bar:
             while step < num_steps and len(pool):
-                rows, step = self._run_pool(
-                    whole.take(pool), pool, (loc[pool], scale[pool]), (step, num_steps), noise, bar
-                )
+                rows, step = self._run_pool(whole.take(pool), self.data.rows(pool), (step, num_steps), noise, bar)
                 whole.put(pool, rows)
                 pool = pool[rows.active]
-        final, begun = self._gaussians(whole.theta, loc, scale), self._gaussians(self._first(loc), loc, scale)
+        final, begun = self._gaussians(whole.theta), self._gaussians(first)
         elbo, se = self._score(final, stream_seed(seed, "final"))
         before, before_se = self._score(begun, stream_seed(seed, "begun"))
         fine = np.isfinite(elbo) & (elbo >= before - 3 * np.hypot(se, before_se))
@@ -230,47 +243,64 @@ class _Problem:
         }
 
     def _run_pool(
-        self,
-        rows: _Rows,
-        pool: Tensor,
-        whitening: tuple[Tensor, Tensor],
-        steps: tuple[int, int],
-        noise: torch.Generator,
-        bar: Any,
+        self, rows: _Rows, data: Data, steps: tuple[int, int], noise: torch.Generator, bar: Any
     ) -> tuple[_Rows, int]:
         """Step these datapoints until half of them have stopped; their batch shape is fixed meanwhile."""
-        density = self._density(self.data.rows(pool).fold(self.num_draws), whitening)
-        enough = len(pool) // 2 if len(pool) > SMALLEST_POOL else 0
+        q = self._gaussians(rows.theta)
+        density = self._density(data.fold(self.num_draws), q.loc, q.log_scale.exp())
+        enough = len(q.loc) // 2 if len(q.loc) > SMALLEST_POOL else 0
         step, last = steps
         while step < last:
-            rows = self._step(rows, whitening, density, noise)
+            rows = self._step(rows, density, noise)
             step += 1
             bar.update()
             if step % WINDOW == 0:
-                rows = _close_window(rows)
+                rows = self._close_window(rows)
                 if int(rows.active.sum()) <= enough:
                     break
         return rows, step
 
-    def _step(
-        self,
-        rows: _Rows,
-        whitening: tuple[Tensor, Tensor],
-        density: Callable[[Tensor], Any],
-        noise: torch.Generator,
-    ) -> _Rows:
-        q = self._gaussians(rows.theta, *whitening)
+    def _step(self, rows: _Rows, density: Callable[[Tensor], Any], noise: torch.Generator) -> _Rows:
+        q = self._gaussians(rows.theta)
         half = (self.num_draws // 2, *q.loc.shape)
         eps = torch.randn(half, generator=noise, device=q.loc.device, dtype=q.loc.dtype)
         eps = torch.cat([eps, -eps])
         log_p, slope = density(draw(q, eps).flatten(0, 1))
         log_p, slope = log_p.reshape(self.num_draws, -1), slope.reshape(eps.shape)
         elbo = (log_p + 0.5 * eps.square().sum(-1)).mean(0) + entropy(q) - 0.5 * q.loc.shape[-1]
-        gradient = self._flat(gradients(q, eps, slope), whitening[1])
-        return _adam(rows, gradient, elbo)
+        gradient = gradients(q, eps, slope)
+        return _adam(rows, self._theta(*gradient) * rows.unit, elbo)
 
-    def _density(self, folded: Data, whitening: tuple[Tensor, Tensor]) -> Compiled:
-        loc, scale = (part.repeat(self.num_draws, 1) for part in whitening)
+    def _close_window(self, rows: _Rows) -> _Rows:
+        """Cut the rate of rows that no longer rise; stop those that have nothing left to gain."""
+        mean = rows.total / WINDOW
+        error = ((rows.square / WINDOW - mean.square()).clamp_min(0) / WINDOW).sqrt()
+        unit = self._unit(self._gaussians(rows.theta).log_scale.exp())
+        done = _remaining_gain(rows, unit / rows.unit) < TOLERANCE
+        flat = ~(mean - rows.previous > torch.clamp(2 * math.sqrt(2) * error, min=TOLERANCE))
+        stalled = (flat | done) & rows.active
+        cuts = (rows.cuts + stalled.long()).clamp(max=NUM_CUTS - 1)
+        ended = done & rows.active & (rows.cuts >= NUM_CUTS - 1)
+        unit = torch.where(stalled.unsqueeze(-1), unit, rows.unit)
+        change = unit / rows.unit
+        wide, narrow = torch.zeros_like(rows.theta), torch.zeros_like(mean)
+        return replace(
+            rows,
+            theta=torch.where(ended.unsqueeze(-1), rows.average / WINDOW, rows.theta),
+            unit=unit,
+            first=rows.first * change,
+            second=rows.second * change.square(),
+            previous=torch.where(stalled, torch.full_like(mean, -torch.inf), mean),
+            cuts=torch.where(ended, torch.full_like(cuts, NUM_CUTS), torch.where(rows.active, cuts, rows.cuts)),
+            average=wide,
+            slope=wide,
+            slope_square=wide,
+            total=narrow,
+            square=narrow,
+        )
+
+    def _density(self, folded: Data, loc: Tensor, scale: Tensor) -> Compiled:
+        loc, scale = loc.repeat(self.num_draws, 1), scale.repeat(self.num_draws, 1)
 
         def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -289,29 +319,35 @@ class _Problem:
         usable = torch.isfinite(scale) & (scale > 0)
         return draws.mean(0).nan_to_num(0.0), torch.where(usable, scale, torch.ones_like(scale))
 
-    def _first(self, loc: Tensor) -> Tensor:
-        dim = loc.shape[-1]
-        extra = dim * (dim - 1) // 2 if self.family == "full-covariance" else 0
-        return loc.new_zeros(len(loc), 2 * dim + extra)
-
-    def _gaussians(self, theta: Tensor, loc: Tensor, scale: Tensor) -> Gaussians:
-        """Parameters are kept in units of the start's scale: theta = 0 is the start's mean and scale."""
-        dim = loc.shape[-1]
-        shift, log_scale = theta[:, :dim], theta[:, dim : 2 * dim]
-        lower = None
+    def _theta(self, loc: Tensor, log_scale: Tensor, lower: Tensor | None = None) -> Tensor:
+        """(N, P) parameters, the strictly lower triangle 0 where none is given."""
+        parts = [loc, log_scale]
         if self.family == "full-covariance":
-            row, column = torch.tril_indices(dim, dim, -1, device=loc.device)
-            lower = theta.new_zeros(len(theta), dim, dim)
-            lower[:, row, column] = theta[:, 2 * dim :] * scale[:, row]
-        return Gaussians(loc + scale * shift, scale.log() + log_scale, lower)
-
-    def _flat(self, gradient: Gaussians, scale: Tensor) -> Tensor:
-        parts = [gradient.loc * scale, gradient.log_scale]
-        if gradient.lower is not None:
-            dim = scale.shape[-1]
-            row, column = torch.tril_indices(dim, dim, -1, device=scale.device)
-            parts.append(gradient.lower[:, row, column] * scale[:, row])
+            row, column = self._triangle(loc)
+            parts.append(loc.new_zeros(len(loc), len(row)) if lower is None else lower[:, row, column])
         return torch.cat(parts, -1)
+
+    def _unit(self, scale: Tensor) -> Tensor:
+        """(N, P) units of a step: the scale for loc, 1 for its logarithm, the row's scale below the diagonal."""
+        parts = [scale, torch.ones_like(scale)]
+        if self.family == "full-covariance":
+            parts.append(scale[:, self._triangle(scale)[0]])
+        return torch.cat(parts, -1)
+
+    def _gaussians(self, theta: Tensor) -> Gaussians:
+        dim = self.log_joint.dim
+        loc, log_scale, below = theta[:, :dim], theta[:, dim : 2 * dim], theta[:, 2 * dim :]
+        if self.family == "mean-field":
+            return Gaussians(loc, log_scale, None)
+        row, column = self._triangle(loc)
+        lower = theta.new_zeros(len(theta), dim, dim)
+        lower[:, row, column] = below
+        return Gaussians(loc, log_scale, lower)
+
+    @staticmethod
+    def _triangle(like: Tensor) -> Tensor:
+        dim = like.shape[-1]
+        return torch.tril_indices(dim, dim, -1, device=like.device)
 
     @torch.no_grad()
     def _score(self, q: Gaussians, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -334,6 +370,17 @@ class _Problem:
         return elbo.cpu().numpy(), (variance / FINAL_DRAWS).sqrt().cpu().numpy()
 
 
+def _remaining_gain(rows: _Rows, change: Tensor) -> Tensor:
+    """Nats still to be had, (N,): half the squared mean gradient over the window, less its noise.
+
+    In coordinates whitened by q itself (``change`` converts from the units of the window) the ELBO's curvature is near
+    one, so that this is a Newton decrement.
+    """
+    mean = rows.slope / WINDOW
+    variance = (rows.slope_square / WINDOW - mean.square()).clamp_min(0) / WINDOW
+    return 0.5 * ((mean.square() - 4 * variance) * change.square()).clamp_min(0).sum(-1)
+
+
 def _adam(rows: _Rows, gradient: Tensor, elbo: Tensor) -> _Rows:
     """One ascent step of each active row; a row whose gradient is not finite stays where it is."""
     move = rows.active & torch.isfinite(elbo) & torch.isfinite(gradient).all(-1)
@@ -344,7 +391,7 @@ def _adam(rows: _Rows, gradient: Tensor, elbo: Tensor) -> _Rows:
     second = torch.where(column, DECAY_SECOND * rows.second + (1 - DECAY_SECOND) * gradient.square(), rows.second)
     age = steps.clamp_min(1).unsqueeze(-1).to(gradient)
     size = first / (1 - DECAY_FIRST**age) / ((second / (1 - DECAY_SECOND**age)).sqrt() + EPSILON)
-    theta = torch.where(column, rows.theta + rows.rate.unsqueeze(-1) * size, rows.theta)
+    theta = torch.where(column, rows.theta + rows.rate.unsqueeze(-1) * rows.unit * size, rows.theta)
     seen = torch.where(rows.active, elbo, 0)
     return replace(
         rows,
@@ -353,26 +400,8 @@ def _adam(rows: _Rows, gradient: Tensor, elbo: Tensor) -> _Rows:
         second=second,
         steps=steps,
         average=rows.average + theta,
+        slope=rows.slope + gradient,
+        slope_square=rows.slope_square + gradient.square(),
         total=rows.total + seen,
         square=rows.square + seen.square(),
-    )
-
-
-def _close_window(rows: _Rows) -> _Rows:
-    """Cut the learning rate of rows that no longer rise; a row at its last cut takes its window's average."""
-    mean = rows.total / WINDOW
-    error = ((rows.square / WINDOW - mean.square()).clamp_min(0) / WINDOW).sqrt()
-    stalled = ~(mean - rows.previous > torch.clamp(2 * math.sqrt(2) * error, min=TOLERANCE)) & rows.active
-    cuts = rows.cuts + stalled.long()
-    ended = stalled & (cuts >= NUM_CUTS)
-    zero = torch.zeros_like(mean)
-    return replace(
-        rows,
-        theta=torch.where(ended.unsqueeze(-1), rows.average / WINDOW, rows.theta),
-        previous=torch.where(stalled, torch.full_like(mean, -torch.inf), mean),
-        rate=torch.where(stalled, rows.rate * CUT, rows.rate),
-        cuts=cuts,
-        average=torch.zeros_like(rows.average),
-        total=zero,
-        square=zero,
     )

@@ -6,9 +6,11 @@ place, as in Pyro. Letters: N datapoints.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,6 @@ import pandas as pd
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count
@@ -27,6 +28,7 @@ from amortize.inference.objectives import loss_of, make_objective
 from amortize.inference.starts import GuideStart
 from amortize.program.data import Data
 from amortize.program.density import require_guide
+from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
 
@@ -183,7 +185,6 @@ class _Run:
         if not parameters:
             raise TrainingError("the program has no parameters to train; use its guide as it is, without am.fit")
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
-        scheduler = self._scheduler(optimiser)
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         hidden = None if self.training.progress is None else not self.training.progress
         bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
@@ -191,7 +192,6 @@ class _Run:
             with bar, pyro_rng(self.seed, "steps"):
                 for step in range(1, self.num_steps + 1):
                     row = self._step(next(batches), optimiser, step)
-                    scheduler.step()
                     last = step == self.num_steps
                     if valid is not None and (step % self.training.validate_every == 0 or last):
                         self._validate(valid, row, step)
@@ -214,8 +214,10 @@ class _Run:
 
     def _step(self, batch: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
         optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(self.objective, self.program, batch) / batch.num_datapoints
-        rate = optimiser.param_groups[0]["lr"]
+        with _quiet_nan(), unvalidated():
+            loss = loss_of(self.objective, self.program, batch) / batch.num_datapoints
+        rate = self._rate(step)
+        optimiser.param_groups[0]["lr"] = rate
         norm = float("nan")
         if torch.isfinite(loss):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -246,12 +248,13 @@ class _Run:
                 "distribution's support with program.check(x)"
             )
 
-    def _scheduler(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
-        steps = max(self.num_steps, 1)
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step, 1 to ``num_steps``."""
+        done = (step - 1) / max(self.num_steps, 1)
         if self.training.schedule == "cosine":
-            return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        decay = FINAL_RATE ** (1 / steps) if self.training.schedule == "exponential" else 1.0
-        return torch.optim.lr_scheduler.ExponentialLR(optimiser, decay)
+            return self.training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        decay = FINAL_RATE**done if self.training.schedule == "exponential" else 1.0
+        return self.training.learning_rate * decay
 
     def _validate(self, valid: Data, row: dict[str, float], step: int) -> None:
         elbo, error = validation_elbo(self.program, valid, seed=self.seed)
@@ -283,6 +286,14 @@ def _loss_elbo(program: Program, data: Data, seed: int) -> float:
     with pyro_rng(seed, "validation"), torch.no_grad():
         losses = [float(loss_of(elbo, program, data)) for _ in range(4)]
     return -float(np.mean(losses)) / data.num_datapoints
+
+
+@contextmanager
+def _quiet_nan() -> Iterator[None]:
+    """Pyro's own warning about a NaN loss: such steps are skipped, counted and in the history."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        yield
 
 
 def _batches(data: Data, size: int, gen: torch.Generator) -> Iterator[Data]:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent, biject_to
+from torch.distributions import Independent, TransformedDistribution, biject_to
 
 from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.data import Data
@@ -57,7 +59,8 @@ def check_program(program: Program, x: Any) -> CheckReport:
     """Try each clause in turn; a clause that fails leaves those behind it untried."""
     found: dict[str, Any] = {}
     steps: list[tuple[str, Callable[[], Any]]] = [
-        ("data are finite numbers and both functions run", lambda: found.update(data=program.prepare(x))),
+        ("data are finite numbers", lambda: found.update(data=program.prepare(x))),
+        ("model and guide run under Pyro's validation", lambda: _run_validated(program, found["data"])),
         (
             "one data plate; latents inside it",
             lambda: found.update(structure=program.structure(found["data"])),
@@ -74,7 +77,7 @@ def check_program(program: Program, x: Any) -> CheckReport:
                 rows.append(CheckRow(clause, "not tried"))
                 continue
             rows.append(_try(clause, step))
-    if rows[1].verdict == "ok" and found["structure"].scaled:
+    if "structure" in found and found["structure"].scaled:
         rows.append(CheckRow("no scale of one's own", "ok", _scale_note(found["structure"].scaled)))
     return CheckReport(tuple(rows))
 
@@ -82,9 +85,16 @@ def check_program(program: Program, x: Any) -> CheckReport:
 def _try(clause: str, step: Callable[[], Any]) -> CheckRow:
     try:
         step()
-    except AmortizeError as error:
-        return CheckRow(clause, "fails", f"{type(error).__name__}: {error}")
+    except Exception as error:  # the user's own code runs here; whatever it raises is the verdict
+        return CheckRow(clause, "fails", " ".join(f"{type(error).__name__}: {error}".split()))
     return CheckRow(clause, "ok")
+
+
+def _run_validated(program: Program, data: Data) -> None:
+    with pyro_rng(0, "check"), pyro.validation_enabled(True), torch.no_grad():
+        for function in (program.model, program.guide):
+            if function is not None:
+                function(*data.args, **data.kwargs)
 
 
 def _scale_note(names: tuple[str, ...]) -> str:
@@ -228,10 +238,15 @@ def _guide_plate(plate: str, messages: Mapping[str, Mapping[str, Any]], size: in
     return following[0]
 
 
-def _refuse_point(name: str, fn: Any) -> None:
-    while isinstance(fn, Independent):
+def base_of(fn: Any) -> Any:
+    """The distribution under ``to_event`` and masks."""
+    while isinstance(fn, (Independent, MaskedDistribution)):
         fn = fn.base_dist
-    if isinstance(fn, Delta):
+    return fn
+
+
+def _refuse_point(name: str, fn: Any) -> None:
+    if isinstance(base_of(fn), Delta):
         raise GuideMismatchError(
             f"guide site {name!r} is a point (Delta), which has no density over u. Start from the prior "
             "(start='prior'), or give the site a distribution with spread"
@@ -250,9 +265,12 @@ def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Ma
     replayed = log_joint.messages(head, probes, guide=True)
     for name in log_joint.structure.sites:
         ours, theirs = model[name]["fn"].support, messages[name]["fn"].support
-        free = biject_to(theirs).inv(values[name])
-        noise = PROBE_SPREAD * torch.randn(free.shape, generator=gen, device=gen.device).to(free)
-        if not bool(ours.check(values[name]).all() & ours.check(biject_to(theirs)(free + noise)).all()):
+        drawn = [values[name]]
+        if not isinstance(base_of(messages[name]["fn"]), TransformedDistribution):  # it may claim more than it covers
+            free = biject_to(theirs).inv(values[name])
+            noise = PROBE_SPREAD * torch.randn(free.shape, generator=gen, device=gen.device).to(free)
+            drawn.append(biject_to(theirs)(free + noise))
+        if not all(bool(ours.check(value).all()) for value in drawn):
             raise GuideMismatchError(
                 f"guide site {name!r} can draw values outside the model's support: model {ours}, guide {theirs}"
             )

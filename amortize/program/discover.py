@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
@@ -24,7 +23,7 @@ from amortize.errors import (
     PlateSizeError,
 )
 from amortize.program.data import Data
-from amortize.program.handlers import Record, data_dim
+from amortize.program.handlers import Record, data_dim, unvalidated
 from amortize.program.sites import Site, Structure
 from amortize.random import pyro_rng
 
@@ -35,9 +34,9 @@ Messages = dict[str, dict[str, Any]]
 
 
 def run_recorded(function: Callable[..., Any], data: Data) -> Messages:
-    """Run a program once under validation and return the message of each sample site."""
+    """Run a program once and return the message of each sample site."""
     record = Record()
-    with pyro_rng(0, "discover"), pyro.validation_enabled(True), torch.no_grad(), record:
+    with pyro_rng(0, "discover"), unvalidated(), torch.no_grad(), record:
         function(*data.args, **data.kwargs)
     return record.messages
 

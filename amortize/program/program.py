@@ -18,6 +18,7 @@ from amortize.program.data import Data
 from amortize.program.density import GuideDensity, LogJoint, require_guide
 from amortize.program.describe import describe
 from amortize.program.discover import discover
+from amortize.program.handlers import unvalidated
 from amortize.program.simulate import reconstruct, simulate
 from amortize.program.sites import Structure
 from amortize.random import pyro_rng
@@ -180,7 +181,7 @@ class Program(nn.Module):
 
     def _adopt(self, data: Data) -> None:
         head = data.rows(slice(0, min(data.num_datapoints, 2)))
-        with pyro_rng(0, "adopt"), torch.no_grad(), poutine.block():
+        with pyro_rng(0, "adopt"), unvalidated(), torch.no_grad(), poutine.block():
             for part in (self.model, self.guide):
                 if part is not None:
                     part(*head.args, **head.kwargs)

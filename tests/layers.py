@@ -9,17 +9,18 @@ from typing import NamedTuple
 
 __all__ = ["breaches"]
 
-_BELOW_PROGRAM = frozenset({"errors", "random", "diagnostics"})
+_BELOW_PROGRAM = frozenset({"errors", "atomic", "random", "diagnostics"})
 _BELOW_INFERENCE = _BELOW_PROGRAM | {"program"}
 _BELOW_MODELS = _BELOW_INFERENCE | {"inference"}
 _BELOW_STUDY = _BELOW_MODELS | {"models", "data", "report"}
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    "atomic": frozenset({"errors"}),
     "random": frozenset({"errors"}),
     "diagnostics": frozenset({"errors"}),  # not random, which needs torch
     "data": frozenset({"errors"}),
-    "report": frozenset({"errors", "diagnostics"}),
+    "report": frozenset({"errors", "atomic", "diagnostics"}),
     "program": _BELOW_PROGRAM,
     "inference": _BELOW_INFERENCE,
     "models": _BELOW_MODELS,
@@ -28,7 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """What each module or subpackage of amortize may import, besides itself and ``amortize.__version__``."""
 
-TORCH_FREE = frozenset({"errors", "diagnostics", "data", "report"})
+TORCH_FREE = frozenset({"errors", "atomic", "diagnostics", "data", "report"})
 PYRO_INSIDE = {
     "pyro.poutine": frozenset({"program"}),
     "pyro.params": frozenset({"program"}),

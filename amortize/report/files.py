@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import xarray as xr
 
+from amortize.atomic import replacing
 from amortize.errors import DataError
 
-__all__ = ["read_tree", "replacing", "write_text", "write_tree"]
+__all__ = ["read_tree", "write_text", "write_tree"]
 
 _ENGINE: Final = "h5netcdf"
 
@@ -72,34 +69,3 @@ def write_text(text: str, path: str | Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to, and move it there once it is safely on disk.
-
-    Raises
-    ------
-    DataError
-        If the folder doesn't exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise DataError(f"path: the folder {path.parent} doesn't exist; make it first")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,8 @@ import pytest
 import xarray as xr
 
 from amortize.errors import DataError
-from amortize.report.files import read_tree, replacing, write_text, write_tree
+from amortize.atomic import replacing
+from amortize.report.files import read_tree, write_text, write_tree
 from tests.report import examples
 
 

@@ -10,6 +10,9 @@ Step sizes aim at an acceptance of 0.8 but never go beyond a quarter of a period
 coordinates: there a Gaussian's u forgets where it was, while at the acceptance alone it may come back to it, and the
 log ratios of neighbouring temperatures add up instead of averaging out.
 
+The chains of a datapoint share their velocities' strata (see ``hmc``): each weight is unbiased as ever and their mean
+varies less, by less than the reported standard error, which takes chains for independent, and so errs upward.
+
 Letters: C chains, N datapoints, D latents, B = C * N rows (chain-major), T temperatures, L leapfrog steps.
 """
 
@@ -52,7 +55,7 @@ class AIS:
     Parameters
     ----------
     num_chains
-        C, independent chains a datapoint.
+        C, chains a datapoint.
     num_temperatures
         T, annealing steps.
     kernel
@@ -192,7 +195,8 @@ def anneal(
         log_weights = log_weights + (betas[t + 1] - betas[t]) * state.ratio
         column = sizes[t].repeat(chains).unsqueeze(-1)
         beta = betas[t + 1].expand(len(u), 1)
-        state, info = hmc(state, path, HMCParameters(beta, column, plan.scales[t].repeat(chains, 1), kernel), noise)
+        scale = plan.scales[t].repeat(chains, 1)
+        state, info = hmc(state, path, HMCParameters(beta, column, scale, kernel, chains), noise)
         acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
         nonfinite += (~info.finite).reshape(chains, num).sum(0)
         spread.append(_spread(state.ratio, chains))

@@ -3,6 +3,10 @@ r"""Hamiltonian Monte Carlo on a tempered density, rows independent of one anoth
 Leapfrog in coordinates whitened by ``scale`` (a diagonal mass matrix 1 / scale^2), step size jittered by 10 % a call,
 Metropolis correction; a proposal whose energy is not finite is rejected and counted (Neal 2011, "MCMC using Hamiltonian
 dynamics", sections 3 and 5.4). The value of the density is needed at the last step only; inner steps ask for gradients.
+
+Velocities may be stratified over the chains of a datapoint (a Latin hypercube: in each dimension, every chain takes
+another stratum of the normal distribution). Each chain by itself is as before; together they cover the distribution
+more evenly, so that means over chains vary less.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from torch import Tensor
 from amortize.errors import ArgumentError, check_count
 from amortize.inference.path import GeometricPath, Point
 
-__all__ = ["HMC", "HMCInfo", "HMCParameters", "hmc"]
+__all__ = ["HMC", "HMCInfo", "HMCParameters", "hmc", "stratified_normal"]
+
+TINY = 1e-12  # a uniform number may be 0
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,13 @@ class HMC:
 
 
 class HMCParameters(NamedTuple):
-    """``beta`` and ``step_size`` are (B, 1), ``scale`` is (B, D)."""
+    """``beta`` and ``step_size`` are (B, 1), ``scale`` is (B, D); rows are ``num_strata`` chains of each datapoint."""
 
     beta: Tensor
     step_size: Tensor
     scale: Tensor
     settings: HMC
+    num_strata: int = 1
 
 
 class HMCInfo(NamedTuple):
@@ -63,7 +70,7 @@ def hmc(
     """One transition of B independent chains that leaves the tempered density invariant."""
     beta, scale, settings = parameters.beta, parameters.scale, parameters.settings
     step = _jittered(parameters.step_size, settings.jitter, generator) * scale
-    velocity = _normal(state.u, generator)
+    velocity = stratified_normal(state.u, parameters.num_strata, generator)
     start_energy = _energy(state, beta, velocity)
     velocity = velocity + 0.5 * step * state.gradient(beta)
     u = state.u + step * velocity
@@ -92,8 +99,14 @@ def _jittered(step_size: Tensor, jitter: float, generator: torch.Generator) -> T
     return step_size * (1 + jitter * (2 * noise - 1))
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+def stratified_normal(like: Tensor, num_strata: int, generator: torch.Generator) -> Tensor:
+    """Standard normal (B, D); in each dimension every chain of a datapoint takes another stratum."""
+    if num_strata == 1:
+        return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    shape = (num_strata, len(like) // num_strata, like.shape[-1])
+    noise = torch.rand((2, *shape), generator=generator, device=like.device, dtype=torch.float64)
+    level = (noise[0].argsort(0) + noise[1]) / num_strata
+    return torch.special.ndtri(level.clamp(TINY, 1 - TINY)).to(like.dtype).reshape(like.shape)
 
 
 def _choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:

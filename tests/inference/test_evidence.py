@@ -30,11 +30,12 @@ def test_importance_weights_are_unbiased_and_their_mean_log_is_the_elbo(factor_a
     assert (np.abs(result.log_weights.mean(0) - elbo) < z_value(64) * error).all()
 
 
-def test_standard_errors_are_those_of_repeats(factor_analysis):
+def test_standard_errors_cover_those_of_repeats(factor_analysis):
+    """Stratified chains vary less together than the standard error says, never more."""
     analysis, x, _ = factor_analysis
     runs = [am.evidence(analysis.program(), x, method=am.AIS(num_temperatures=20), seed=seed) for seed in range(12)]
     spread = np.std([run.log_evidence for run in runs], axis=0, ddof=1).mean()
-    assert 0.7 < spread / np.mean([run.se for run in runs]) < 1.6
+    assert 0.3 < spread / np.mean([run.se for run in runs]) < 1.15
 
 
 @pytest.mark.parametrize("name", CONJUGATE)

@@ -8,7 +8,7 @@ import torch
 
 import amortize as am
 from amortize.errors import ArgumentError
-from amortize.inference.hmc import HMC, HMCParameters, hmc
+from amortize.inference.hmc import HMC, HMCParameters, hmc, stratified_normal
 from amortize.inference.path import GeometricPath
 from tests.statistics import z_value
 
@@ -37,6 +37,18 @@ def test_exact_draws_stay_exact(step_size):
         values = white**moment
         error = values.std(0, ddof=1) / np.sqrt(ROWS)
         assert (np.abs(values.mean(0) - expected) < z_value(12) * error).all()
+
+
+def test_strata_leave_each_chain_normal_and_their_mean_nearly_fixed():
+    gen = torch.Generator().manual_seed(3)
+    draws = torch.stack([stratified_normal(torch.empty(8 * 5, 2), 8, gen) for _ in range(2000)]).reshape(2000, 8, 5, 2)
+    for moment, expected in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        values = draws[:, 0].numpy().reshape(-1) ** moment
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        assert abs(values.mean() - expected) < z_value(4) * error
+    assert draws.mean(1).std() < 0.4 * 8**-0.5
+    independent_steps = draws[:-1, 0] * draws[1:, 0]
+    assert abs(independent_steps.mean()) < z_value() * independent_steps.std() / independent_steps.numel() ** 0.5
 
 
 def test_the_state_carries_what_belongs_to_its_position():

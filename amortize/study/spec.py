@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from amortize.errors import SpecError
 from amortize.study.targets import absolute_target, is_path
 from amortize.study.toml import describe_validation, to_toml
 
-__all__ = ["DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study", "digits"]
+__all__ = ["DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study"]
 
 Family = Literal["mean-field", "full-covariance"]
 Count = Annotated[int, Field(ge=1)]
@@ -42,38 +42,28 @@ class ProgramSpec(_Table):
     target: str = Field(
         description="a model of amortize.models, or path.py:name (a Program or a function that returns one)"
     )
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments that build the program"
-    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments that build the program")
 
     @field_validator("settings")
     @classmethod
     def _plain_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         for key, value in settings.items():
             values = value if isinstance(value, list) else [value]
-            if not key.isidentifier() or not all(
-                isinstance(item, (bool, int, float, str)) for item in values
-            ):
-                raise ValueError(
-                    f"{key} = {value!r} is not a named number, string, truth value or list of them"
-                )
+            if not key.isidentifier() or not all(isinstance(item, (bool, int, float, str)) for item in values):
+                raise ValueError(f"{key} = {value!r} is not a named number, string, truth value or list of them")
         return settings
 
 
 class DataSpec(_Table):
     """The datapoints: some train the program, held-out ones are evaluated."""
 
-    source: str = Field(
-        description="a data set of amortize.data, or a .npy, .npz (arrays passed by name) or .csv file"
-    )
+    source: str = Field(description="a data set of amortize.data, or a .npy, .npz (arrays passed by name) or .csv file")
     train_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.8,
         description="share that trains the program (a data set of amortize.data brings its own split)",
     )
     num_train: Count | None = Field(default=None, description="use at most this many of the training part")
-    num_evaluated: Count = Field(
-        default=200, description="at most this many held-out datapoints are evaluated"
-    )
+    num_evaluated: Count = Field(default=200, description="at most this many held-out datapoints are evaluated")
 
 
 class FitSpec(_Table):
@@ -95,9 +85,13 @@ class FitSpec(_Table):
         default=0.1, description="share of the training part kept back for a validation ELBO; 0 for none"
     )
     validate_every: Count = Field(default=100, description="steps between two looks at the validation ELBO")
-    patience: Count | None = Field(
-        default=None, description="stop early after this many looks without a gain"
-    )
+    patience: Count | None = Field(default=None, description="stop early after this many looks without a gain")
+
+    @model_validator(mode="after")
+    def _patience_looks_at_something(self) -> Self:
+        if self.patience is not None and self.validation == 0:
+            raise ValueError("patience needs a validation share above 0")
+        return self
 
 
 class LocalSpec(_Table):
@@ -107,7 +101,9 @@ class LocalSpec(_Table):
         default=("mean-field", "full-covariance"),
         description="Gaussian families in unconstrained coordinates",
     )
-    num_draws: Count = Field(default=8, description="draws a step")
+    num_draws: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+        default=8, description="draws a step, an even number (they come in antithetic pairs)"
+    )
     num_steps: Count = Field(default=3000, description="optimiser steps a datapoint, at most")
 
     @field_validator("families")
@@ -142,9 +138,7 @@ class ReportSpec(_Table):
     """The page."""
 
     title: str | None = Field(default=None, description="the page's title (not set: the study's name)")
-    num_draws: Count = Field(
-        default=200, description="draws a datapoint kept in the tree, from the guide's posterior"
-    )
+    num_draws: Count = Field(default=200, description="draws a datapoint kept in the tree, from the guide's posterior")
 
 
 class Study(_Table):
@@ -159,7 +153,7 @@ class Study(_Table):
 
     Examples
     --------
-    >>> study = Study(name="pca", program={"target": "FactorAnalysis"}, data={"source": "digits"})
+    >>> study = Study(name="pca", program={"target": "factor-analysis"}, data={"source": "digits"})
     >>> study.fit.num_steps
     5000
     >>> Study.from_text(study.to_toml()) == study
@@ -174,6 +168,9 @@ class Study(_Table):
     )
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] = Field(
         default="cpu", description="cpu, cuda or cuda:1"
+    )
+    num_threads: Count | None = Field(
+        default=None, description="CPU threads: the last digits depend on it (not set: torch's own choice)"
     )
     program: ProgramSpec
     data: DataSpec
@@ -239,15 +236,3 @@ class Study(_Table):
     def fingerprint(self) -> str:
         """SHA-256 of all settings, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def digits(seed: int = 0) -> Study:
-    """The built-in study: a Bernoulli VAE on scikit-learn's 8x8 digits."""
-    return Study(
-        name="digits",
-        seed=seed,
-        program={"target": "BernoulliVAE", "settings": {"data_dim": 64, "latent_dim": 8, "hidden": [128]}},
-        data={"source": "digits", "num_evaluated": 256},
-        fit={"num_steps": 6000, "learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 10.0},
-        report={"title": "A Bernoulli VAE on 8x8 digits"},
-    )

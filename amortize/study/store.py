@@ -1,9 +1,8 @@
 """The folder of a run: files that are whole or not there, and a manifest of the finished stages.
 
-``RUN/stages/manifest.jsonl`` has a line a finished stage: its file, the file's SHA-256, a *key* (the hash
-of all that the stage depends on) and a *digest* of its numbers. A stage is reused only if its key matches
-and its file is still the one that was written; stages downstream put the digest into their own keys. Every
-file is written under a temporary name in the same folder, flushed to disk and renamed, so that neither an
+``RUN/stages/manifest.jsonl`` has a line a finished stage: its file, the file's SHA-256, and a *key*, the hash of all
+that the stage depends on. A stage is reused only if its key matches and its file is still the one that was written.
+Every file is written under a temporary name in the same folder, flushed to disk and renamed, so that neither an
 error, nor Ctrl-C, nor SIGKILL, nor a full disk leaves half a file under a final name.
 """
 
@@ -11,21 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from amortize.atomic import replacing
 from amortize.errors import AmortizeError, ArgumentError
 
-__all__ = ["RunStore", "Stage", "StoreError", "atomic_path", "hash_file", "hash_json", "write_text"]
+__all__ = ["RunStore", "Stage", "StoreError", "atomic_path", "check_owner", "hash_file", "hash_json", "writing"]
 
 MANIFEST_FORMAT = 1
 OUTPUTS = ("report.html", "report.json", "tree.nc", "spec.toml")
-_TEMPORARY = ".tmp-"
 
 
 class StoreError(AmortizeError, OSError):
@@ -52,40 +51,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     StoreError
         The operating system refused to write, for example because the disk is full.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    try:
+    with writing(path), replacing(path) as temporary:
         yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes ``path``: what the operating system refuses is a `StoreError`."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StoreError(
-            f"cannot write {path}: {reason}. Nothing half-written was left under this name."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return  # a folder cannot be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise StoreError(f"cannot write {path}: {reason}. Nothing half-written was left under this name.") from error
 
 
 @dataclass(frozen=True)
@@ -96,7 +73,6 @@ class Stage:
     key: str
     file: str
     sha256: str
-    digest: str
     seconds: float
 
 
@@ -132,8 +108,9 @@ class RunStore:
         except OSError as error:
             raise StoreError(f"cannot make the folder {self.stages_folder}: {error.strerror}") from error
         self._lock = _locked(self.stages_folder / ".lock")
-        for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.stages_folder.glob(f"{_TEMPORARY}*")]:
-            leftover.unlink()
+        for leftover in [*self.folder.iterdir(), *self.stages_folder.iterdir()]:
+            if _is_temporary(leftover):
+                leftover.unlink()
         if self._fresh:
             self._forget()
         self._stages = read_manifest(self.folder)
@@ -174,7 +151,8 @@ class RunStore:
     def _write_manifest(self) -> None:
         header = {"amortize_run": MANIFEST_FORMAT}
         lines = [json.dumps(row) for row in [header, *(asdict(stage) for stage in self._stages.values())]]
-        write_text(self.stages_folder / "manifest.jsonl", "\n".join(lines) + "\n")
+        with atomic_path(self.stages_folder / "manifest.jsonl") as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _forget(self) -> None:
         # the manifest last: without it the folder would not be known as a run
@@ -206,6 +184,29 @@ def check_out(folder: Path) -> None:
         )
 
 
+def check_owner(folder: Path, name: str) -> None:
+    """Refuse a folder that cannot be the run of the study ``name``.
+
+    Raises
+    ------
+    ArgumentError
+        It holds other files, or the run of another study.
+    """
+    check_out(folder)
+    path = folder / "spec.toml"
+    if not path.is_file():
+        return
+    try:
+        owner = tomllib.loads(path.read_text(encoding="utf-8")).get("name")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return  # a damaged spec of a run is replaced
+    if owner != name:
+        raise ArgumentError(
+            f"out: the folder {folder} holds the run of another study, {owner!r}; this one is {name!r}."
+            " Choose another with --out"
+        )
+
+
 def is_run(folder: Path) -> bool:
     """Whether the folder is a run of amortize."""
     return (folder / "stages" / "manifest.jsonl").is_file()
@@ -214,8 +215,12 @@ def is_run(folder: Path) -> bool:
 def _is_ours(path: Path) -> bool:
     # what a run leaves that was killed before its first line of the manifest
     if path.name == "stages" and path.is_dir():
-        return all(inner.name == ".lock" or inner.name.startswith(_TEMPORARY) for inner in path.iterdir())
-    return path.name.startswith(_TEMPORARY)
+        return all(inner.name == ".lock" or _is_temporary(inner) for inner in path.iterdir())
+    return _is_temporary(path)
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".part")  # the names that `replacing` gives
 
 
 def read_manifest(folder: Path) -> dict[str, Stage]:

@@ -18,7 +18,15 @@ from typing import Any
 from amortize.errors import ArgumentError
 from amortize.study.toml import near_matches
 
-__all__ = ["absolute_target", "is_path", "is_program_file", "load_object", "split_target"]
+__all__ = [
+    "absolute_target",
+    "is_path",
+    "is_program_file",
+    "load_object",
+    "split_target",
+    "user_code",
+    "where",
+]
 
 _COUNTER = itertools.count()
 
@@ -74,8 +82,7 @@ def load_object(target: str) -> Any:
     if not hasattr(module, name):
         names = [key for key in vars(module) if not key.startswith("_") and callable(getattr(module, key))]
         raise ArgumentError(
-            f"program: {path} has no {name!r}{near_matches(name, names)}."
-            f" It defines: {', '.join(names) or 'nothing'}"
+            f"program: {path} has no {name!r}{near_matches(name, names)}. It defines: {', '.join(names) or 'nothing'}"
         )
     return getattr(module, name)
 

@@ -27,6 +27,7 @@ _EXPECTED = {
     "literal_error": "{expected}",
     "greater_than": "a number > {gt}",
     "greater_than_equal": "a number >= {ge}",
+    "multiple_of": "a multiple of {multiple_of}",
     "less_than": "a number < {lt}",
     "less_than_equal": "a number <= {le}",
     "tuple_type": "a list",
@@ -104,11 +105,11 @@ def _suggest_key(location: list[str], root: type[BaseModel]) -> str:
     *parents, key = location
     table = _model_at(parents, root)
     known = list(table.model_fields) if table else []
-    if near := difflib.get_close_matches(key, known, n=3, cutoff=0.6):
-        return f"Did you mean {' or '.join('.'.join([*parents, name]) for name in near)}?"
     elsewhere = [name for name in _all_keys(root) if name.split(".")[-1] == key]
     if elsewhere:
         return f"Did you mean {' or '.join(elsewhere)}?"
+    if near := difflib.get_close_matches(key, known, n=3, cutoff=0.6):
+        return f"Did you mean {' or '.join('.'.join([*parents, name]) for name in near)}?"
     return f"Known keys here: {', '.join(known)}."
 
 

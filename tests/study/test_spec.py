@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from amortize.errors import SpecError
-from amortize.study.spec import Study, digits
+from amortize.study.spec import Study
+from amortize.study.studies import digits
 
 
 def minimal(**changes: Any) -> Study:
     values: dict[str, Any] = {
         "name": "tiny",
-        "program": {"target": "BernoulliVAE"},
+        "program": {"target": "bernoulli-vae"},
         "data": {"source": "digits"},
     }
     return Study(**{**values, **changes})
@@ -30,7 +31,7 @@ STUDIES = {
     "numbers": lambda: minimal(fit={"learning_rate": 1e-7, "clip_norm": 1e16, "patience": 3}, seed=2**62),
     "settings": lambda: minimal(
         program={
-            "target": "BernoulliVAE",
+            "target": "bernoulli-vae",
             "settings": {"hidden": [4, 4], "scale": 0.5, "tied": True, "kind": "a"},
         }
     ),
@@ -45,9 +46,7 @@ def test_toml_round_trip(name: str) -> None:
 
 def test_every_key_of_the_toml_stands_under_a_comment_that_says_what_it_is() -> None:
     lines = digits().to_toml().splitlines()
-    keys = [
-        number for number, line in enumerate(lines) if re.match(r"(# )?\w+ =|\[(?!program.settings)", line)
-    ]
+    keys = [number for number, line in enumerate(lines) if re.match(r"(# )?\w+ =|\[(?!program.settings)", line)]
     assert len(keys) > 30
     settings = lines.index("[program.settings]")
     for number in keys:
@@ -96,12 +95,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"local": {"families": ["mean-field"] * 2}},
         r"local\.families: each family may be named once",
     ),
+    "odd": ({"local": {"num_draws": 3}}, r"local\.num_draws: expected a multiple of 2, got 3"),
     "no list": ({"local": {"families": "mean-field"}}, r"local\.families: expected a list, got 'mean-field'"),
     "no table": ({"program": "my_model.py:program"}, r"program: expected a table, got 'my_model.py:program'"),
     "nested setting": (
         {"program": {"target": "A", "settings": {"a": {"b": 1}}}},
         r"program\.settings: a = {'b': 1}",
     ),
+    "patience": ({"fit": {"patience": 3, "validation": 0.0}}, r"fit: patience needs a validation share above 0"),
     "seed": ({"seed": -1}, r"seed: expected a number >= 0, got -1"),
     "device": ({"device": "gpu"}, r"device: expected cpu, cuda or cuda:1, got 'gpu'"),
     "name": ({"name": "../elsewhere"}, r"name: expected a name .*, got '\.\./elsewhere'"),
@@ -178,6 +179,6 @@ def test_a_study_cannot_be_changed_in_place() -> None:
 
 
 def test_reading_a_spec_needs_no_torch() -> None:
-    code = "import sys, json, amortize.study.spec as s; s.digits(); print(json.dumps('torch' in sys.modules))"
+    code = "import sys, json, amortize.study.studies as s; s.digits(); print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False

@@ -1,0 +1,221 @@
+"""The command line: ``amortize study``, ``resume``, ``report``, ``check``, ``models`` and ``data``.
+
+An `AmortizeError` is one screen on stderr, exit status 2, and nothing half-written. Ctrl-C ends with status
+130. ``AMORTIZE_TRACEBACK=1`` adds the traceback. Torch and Pyro are imported inside the commands, so that
+``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from amortize import __version__
+from amortize.errors import AmortizeError, AmortizeWarning, ArgumentError
+
+if TYPE_CHECKING:
+    from amortize.study.spec import Study
+
+__all__ = ["app"]
+
+P = ParamSpec("P")
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+TRACEBACK_VARIABLE = "AMORTIZE_TRACEBACK"
+
+app = typer.Typer(
+    name="amortize",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How good is an amortized guide, datapoint by datapoint, and whose fault is the loss?",
+)
+
+DataOption = Annotated[Path | None, typer.Option("--data", help="A .npy, .npz or .csv file.", metavar="FILE")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/digits.")]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors that amortize raises on purpose, and Ctrl-C, into one screen and an exit status."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            with _plain_warnings():
+                command(*args, **kwargs)
+        except AmortizeError as error:
+            _show(type(error).__name__, str(error), "bold red")
+            raise typer.Exit(EXIT_ERROR) from None
+        except KeyboardInterrupt as error:
+            _show("Stopped", str(error), "bold yellow")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return wrapper
+
+
+def _show(title: str, message: str, style: str) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        console.print(Text(traceback.format_exc()))
+    console.print(Text.assemble((title, style), "\n" if message else "", message))
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of amortize as a line of text, without the source line that raised them."""
+    with warnings.catch_warnings():
+        default = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
+            if issubclass(category, AmortizeWarning):
+                _show("Warning", str(message), "bold yellow")
+            else:
+                default(message, category, *rest)  # type: ignore[arg-type]
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"amortize {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Amortized inference for Pyro programs, with evidence you can trust."""
+
+
+@app.command()
+@guarded
+def study(  # noqa: PLR0913 - the options of a command line
+    target: Annotated[str, typer.Argument(help="A built-in study (digits), a study.toml, or path.py:name.")],
+    *,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/NAME].")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the study's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
+    print_spec: Annotated[bool, typer.Option("--print-spec", help="Print the study as TOML; run nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a guide, measure log p(x) beside it, and write a page that says whose fault the loss is."""
+    from amortize.study.studies import study_of_target
+
+    chosen = study_of_target(target, data=data)
+    given = {"seed": seed, "device": device}
+    chosen = chosen.with_values({key: value for key, value in given.items() if value is not None})
+    if print_spec:
+        typer.echo(chosen.to_toml(), nl=False)
+        return
+    _run(chosen, out or Path("runs") / chosen.name, resume=False, quiet=quiet)
+
+
+@app.command()
+@guarded
+def resume(
+    run: RunArgument,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Finish a run that was stopped: finished stages are kept, the others computed."""
+    from amortize.study.spec import Study
+    from amortize.study.store import is_run
+
+    if not is_run(run) or not (run / "spec.toml").is_file():
+        raise _no_run(run)
+    _run(Study.from_toml(run / "spec.toml"), run, resume=True, quiet=quiet)
+
+
+def _run(chosen: Study, out: Path, *, resume: bool, quiet: bool) -> None:
+    from amortize.study.run import run as run_study
+
+    result = run_study(chosen, out=out, resume=resume, progress=not quiet)
+    if result.ledger is not None and not quiet:
+        summary = result.ledger.summary
+        rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
+        _print_table(("a datapoint (nats)", "mean", "se"), rows)
+        typer.echo(result.ledger.advice)
+    typer.echo(str(out / "report.html"))
+
+
+@app.command()
+@guarded
+def report(run: RunArgument) -> None:
+    """Write a run's page anew from its tree.nc."""
+    from amortize.report import report as write_report
+    from amortize.report.files import read_tree
+
+    if not (run / "tree.nc").is_file():
+        raise _no_run(run, "tree.nc")
+    typer.echo(str(write_report(read_tree(run / "tree.nc"), run / "report.html")))
+
+
+@app.command()
+@guarded
+def check(
+    target: Annotated[str, typer.Argument(help="path.py:name", metavar="PATH.py:NAME")],
+    *,
+    data: Annotated[Path, typer.Option("--data", help="A .npy, .npz or .csv file.", metavar="FILE")],
+) -> None:
+    """Try the contract of a program on data, clause by clause."""
+    from amortize.study.prepare import check_target
+
+    description, verdict = check_target(target, data)
+    typer.echo(f"{description}\n\n{verdict}" if description else str(verdict))
+    if not verdict.ok:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def models() -> None:
+    """List the models of amortize.models."""
+    from amortize.models import MODELS
+
+    rows = [(name, "yes" if entry.has_exact_evidence else "no", entry.description) for name, entry in MODELS.items()]
+    _print_table(("model", "exact log p(x)", "what it is"), rows)
+
+
+@app.command()
+def data() -> None:
+    """List the data sets of amortize.data."""
+    from amortize.data import DATASETS
+
+    rows = []
+    for name, load in DATASETS.items():
+        found = load()
+        rows.append((name, f"{len(found.x_train)} + {len(found.x_test)}", f"{found.description}; {found.source}"))
+    _print_table(("data set", "train + test", "what it is"), rows)
+
+
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _no_run(folder: Path, missing: str = "spec.toml") -> ArgumentError:
+    if not folder.exists():
+        runs = sorted(path.parent.name for path in folder.parent.glob("*/spec.toml"))
+        return ArgumentError(f"run: no such folder: {folder}. Runs beside it: {', '.join(runs) or 'none'}")
+    if missing == "tree.nc" and (folder / "spec.toml").is_file():
+        return ArgumentError(f"run: {folder} isn't finished (no tree.nc). Finish it: amortize resume {folder}")
+    return ArgumentError(
+        f"run: {folder} holds no run of amortize (no {missing}). `amortize study TARGET --out {folder}` makes one"
+    )

@@ -1,0 +1,238 @@
+"""From a spec to a program and data that fit together, before anything is computed or written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amortize.data import load_array
+from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
+from amortize.models import BernoulliVAE, FactorAnalysis
+from amortize.program.check import CheckReport
+from amortize.program.data import Data
+from amortize.program.discover import run_recorded
+from amortize.program.program import Program
+from amortize.program.simulate import to_front
+from amortize.random import pyro_rng, stream_seed
+from amortize.study.spec import Study
+from amortize.study.split import Split, load_split
+from amortize.study.store import hash_file, hash_json
+from amortize.study.targets import is_program_file, load_object, split_target, user_code, where
+from amortize.study.toml import near_matches
+
+__all__ = ["Prepared", "check_target", "load_program", "observed", "prepare", "require_contract"]
+
+BUILDERS: dict[str, Callable[..., BernoulliVAE | FactorAnalysis]] = {
+    "bernoulli-vae": BernoulliVAE.from_data,
+    "factor-analysis": FactorAnalysis.probabilistic_pca,
+}
+"""How a study makes a model of the zoo: from the training data and the settings of the spec."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A program and its data, checked against each other; ``program_hash`` stands for how it was made."""
+
+    program: Program
+    train: Data
+    validation: Data | None
+    evaluated: Data
+    split: Split
+    program_hash: str
+
+
+def prepare(study: Study) -> Prepared:
+    """Load the program and the data of a study and try the contract of the one on the other.
+
+    Raises
+    ------
+    AmortizeError
+        Whatever is wrong with the spec, the program, its file, the data or the device.
+    """
+    device = _device(study.device)
+    program = None
+    if is_program_file(study.program.target):
+        program = load_program(study.program.target, settings=study.program.settings, seed=study.seed)
+    allow_nan = program is not None and program.allow_nan
+    split = load_split(study.data, validation=study.fit.validation, allow_nan=allow_nan)
+    if program is None:
+        program = _built_in(study, split.train)
+    _check_start(study, program)
+    path = split_target(study.program.target)[0] if is_program_file(study.program.target) else None
+    train, evaluated = (_data(program, part, device, path) for part in (split.train, split.evaluated))
+    validation = None if split.validation is None else _data(program, split.validation, device, path)
+    require_contract(program, evaluated, path)
+    return Prepared(program, train, validation, evaluated, split, _program_hash(study, path))
+
+
+def load_program(target: str, *, settings: dict[str, Any] | None = None, seed: int = 0) -> Program:
+    """The program that ``path.py:name`` names: an ``am.Program``, or what the function of that name returns.
+
+    Raises
+    ------
+    ArgumentError
+        The file is missing or fails, has no such name, or what it names is not a program.
+    SpecError
+        ``settings`` has a name that the function does not take.
+    """
+    path = split_target(target)[0]
+    with pyro_rng(seed, "study", "program"):  # the weights of the user's networks are drawn here
+        found = load_object(target)
+        if isinstance(found, Program):
+            if settings:
+                raise SpecError(f"program.settings: {target} is a Program already; settings need a function")
+            return found
+        if not inspect.isfunction(found):
+            raise _no_program(target, found)
+        _check_settings(found, settings or {}, target)
+        with user_code(path, f"make the program ({found.__name__}())"):
+            made = found(**(settings or {}))
+    if not isinstance(made, Program):
+        raise _no_program(target, made, "returned ")
+    return made
+
+
+def _no_program(target: str, found: object, verb: str = "is ") -> ArgumentError:
+    kind = "None" if found is None else f"a {type(found).__name__}"
+    return ArgumentError(
+        f"program: {target} {verb}{kind}; expected an am.Program or a function without arguments that returns"
+        " one. In the file, write: program = am.Program(model, guide)"
+    )
+
+
+def _check_settings(function: Callable[..., Any], settings: dict[str, Any], target: str) -> None:
+    parameters = inspect.signature(function).parameters
+    named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_POSITIONAL]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name in settings:
+        if name not in named and not takes_any:
+            raise SpecError(
+                f"program.settings: {target} takes no {name!r}{near_matches(name, named)}."
+                f" It takes: {', '.join(named) or 'nothing'}"
+            )
+    needed = [n for n in named if parameters[n].default is inspect.Parameter.empty and n not in settings]
+    needed = [n for n in needed if parameters[n].kind is not inspect.Parameter.VAR_KEYWORD]
+    if needed:
+        raise ArgumentError(
+            f"program: {target} is a function of {', '.join(needed)}; expected an am.Program or a"
+            " function without arguments that returns one. If it is the model, write in the file:"
+            " program = am.Program(model, guide)"
+        )
+
+
+def _built_in(study: Study, train: Any) -> Program:
+    name, settings = study.program.target, study.program.settings
+    if name not in BUILDERS:
+        raise SpecError(
+            f"program.target: unknown model {name!r}{near_matches(name, list(BUILDERS))}."
+            f" Models: {', '.join(BUILDERS)}; or name a program of your own as path.py:name"
+        )
+    builder = BUILDERS[name]
+    named = [key for key in inspect.signature(builder).parameters if key not in ("x", "seed", "dtype")]
+    for key in settings:
+        if key not in named:
+            raise SpecError(
+                f"program.settings: {name} takes no {key!r}{near_matches(key, named)}. It takes: {', '.join(named)}"
+            )
+    if "seed" in inspect.signature(builder).parameters:
+        settings = {**settings, "seed": stream_seed(study.seed, "study", "program")}
+    if isinstance(train, dict):
+        raise DataError(f"data: {name} takes one array, got {', '.join(train)}")
+    try:
+        return builder(train, **settings).program()
+    except TypeError as error:
+        raise SpecError(f"program.settings: {name} cannot be made: {error}") from error
+
+
+def _data(program: Program, arrays: Any, device: torch.device, path: Path | None) -> Data:
+    with _running(arrays, path), program.evaluating():
+        return program.prepare(arrays, device=device)
+
+
+def require_contract(program: Program, data: Data, path: Path | None = None) -> None:
+    """Try the contract on data: each breach is the error that ``Program.check`` reports.
+
+    Raises
+    ------
+    ContractError
+        A clause of the contract does not hold.
+    DataError
+        The program does not run on the data, most often because of its shape.
+    """
+    with _running(data, path), program.evaluating():
+        if program.guide is None:
+            program.log_joint(data)
+        else:
+            program.guide_density(data)
+
+
+def check_target(target: str, data: Path) -> tuple[str, CheckReport]:
+    """What ``path.py:name`` looks like on data (empty if that cannot be told), and the verdict."""
+    path = split_target(target)[0]
+    program = load_program(target)
+    arrays = load_array(data, allow_nan=program.allow_nan)
+    with _running(arrays, path):
+        report = program.check(arrays)
+        return (program.describe(arrays) if report.ok else ""), report
+
+
+@contextmanager
+def _running(data: Any, path: Path | None) -> Iterator[None]:
+    """Around a user's program on data: what it raises becomes one screen."""
+    try:
+        yield
+    except AmortizeError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the program does not run on this data ({_shapes(data)}): {where(error, path)}\n"
+            "Compare the shapes that the model and guide expect; `amortize check` tries clause by clause."
+        ) from error
+
+
+def _shapes(data: Any) -> str:
+    arrays = dict(zip(data.keys, data.leaves, strict=True)) if isinstance(data, Data) else data
+    named = arrays if isinstance(arrays, dict) else {0: arrays}
+    return ", ".join(f"{'array' if name == 0 else name} {tuple(np.shape(leaf))}" for name, leaf in named.items())
+
+
+def observed(program: Program, data: Data) -> dict[str, NDArray[Any]]:
+    """What each observed site inside the data plate was given, as arrays (N, ...)."""
+    structure = program.structure(data)
+    with program.evaluating():
+        messages = run_recorded(program.model, data)
+    return {name: to_front(messages[name]["value"], messages[name], structure.plate) for name in structure.observed}
+
+
+def _device(name: str) -> torch.device:
+    kind = name.partition(":")[0]
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[kind]:
+        usable = ", ".join(key for key, value in available.items() if value)
+        raise ArgumentError(
+            f"device: {name!r} is not available to this PyTorch ({torch.__version__}). Usable: {usable}"
+        )
+    return torch.device(name)
+
+
+def _check_start(study: Study, program: Program) -> None:
+    if program.guide is not None:
+        return
+    if study.evidence.method == "importance":
+        raise SpecError("evidence.method: 'importance' draws from a guide, but the program has none. Use 'ais'")
+    if study.evidence.start == "guide":
+        raise SpecError("evidence.start: 'guide', but the program has no guide. Use 'prior', or leave it out")
+
+
+def _program_hash(study: Study, path: Path | None) -> str:
+    name = study.program.target if path is None else split_target(study.program.target)[1]
+    source = None if path is None else hash_file(path)
+    return hash_json({"name": name, "file": source, "settings": study.program.settings, "seed": study.seed})

@@ -1,0 +1,138 @@
+"""Stages of a study: each is kept if a finished one matches, otherwise computed and saved.
+
+What a stage depends on - its settings and seed, the data, the program's parameters, versions - is hashed into its
+key. Results are frozen dataclasses of arrays, or dicts of arrays, and are stored as ``.npz``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
+
+import amortize
+from amortize.study.store import RunStore, Stage, hash_json
+
+__all__ = ["Codec", "Stages", "arrays_codec", "dataclass_codec", "versions"]
+
+T = TypeVar("T")
+_META = "__meta__"
+_LIVE = ("program", "data")  # fields that hold live objects: given back by the one who loads
+
+
+@dataclass(frozen=True)
+class Codec(Generic[T]):
+    """How a result is written and read."""
+
+    suffix: str
+    write: Callable[[T, Path], None]
+    read: Callable[[Path], T]
+
+
+class Stages:
+    """Runs stages one after another.
+
+    Parameters
+    ----------
+    store
+        Where finished stages are; None keeps nothing.
+    console
+        Where a line a stage is printed; None prints nothing.
+    common
+        What every stage depends on.
+    """
+
+    def __init__(self, store: RunStore | None, console: Console | None, common: Mapping[str, Any]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.finished: list[str] = []
+        self._store = store
+        self._console = console
+        self._common = dict(common)
+        self._begin = time.perf_counter()
+
+    def run(self, name: str, inputs: Mapping[str, Any], codec: Codec[T], compute: Callable[[], T]) -> T:
+        """Give the stage's result: the finished one if its inputs are the same, else a new one."""
+        key = hash_json({**self._common, "stage": name, "inputs": inputs})
+        found = self._store.find(name, key) if self._store else None
+        if self._store is not None and found is not None:
+            self._say(name, "kept", found.seconds)
+            self.seconds[name] = found.seconds
+            self.finished.append(name)
+            return codec.read(self._store.path(found))
+        self._say(name, "...", None)
+        begin = time.perf_counter()
+        result = compute()
+        self.seconds[name] = time.perf_counter() - begin
+        if self._store is not None:
+            file = f"{name.replace(' ', '-')}{codec.suffix}"
+            stage = Stage(name, key, file, "", self.seconds[name])
+            self._store.save(stage, lambda path: codec.write(result, path))
+        self.finished.append(name)
+        self._say(name, "done", self.seconds[name])
+        return result
+
+    def _say(self, name: str, verb: str, seconds: float | None) -> None:
+        if self._console is None:
+            return
+        total = time.perf_counter() - self._begin
+        took = "" if seconds is None else f"{seconds:8.1f} s"
+        style = {"...": "dim", "done": "green", "kept": "cyan"}[verb]
+        line = Text.assemble((f"{total:7.1f} s  ", "dim"), f"{name:<24}", (f"{verb:<6}", style), took)
+        self._console.print(line)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the numbers and their files."""
+    packages = ("torch", "pyro-ppl", "numpy", "xarray", "arviz-base")
+    return {
+        "amortize": amortize.__version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+    }
+
+
+def arrays_codec() -> Codec[dict[str, NDArray[Any]]]:
+    """For dicts of arrays."""
+    return Codec(".npz", lambda arrays, path: _savez(path, arrays), _loadz)
+
+
+def dataclass_codec(cls: type[T], **live: Any) -> Codec[T]:
+    """For dataclasses whose fields are arrays or plain values; ``live`` objects are put back when reading."""
+
+    def write(result: T, path: Path) -> None:
+        arrays, plain = _fields(result)
+        _savez(path, {**arrays, _META: np.array(json.dumps(plain))})
+
+    def read(path: Path) -> T:
+        arrays = _loadz(path)
+        return cls(**json.loads(str(arrays.pop(_META))), **arrays, **live)
+
+    return Codec(".npz", write, read)
+
+
+def _fields(result: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    plain = {name: value for name, value in values.items() if name not in arrays and name not in _LIVE}
+    return arrays, plain
+
+
+def _savez(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:  # given a name, savez would add a suffix of its own
+        np.savez(file, **dict[str, Any](arrays))
+
+
+def _loadz(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

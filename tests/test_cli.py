@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import amortize
+from amortize.cli import app
+from amortize.study.spec import Study
+from amortize.study.studies import digits
+
+HEADER = """
+import pyro
+import pyro.distributions as dist
+import torch
+import amortize as am
+
+def model(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+def guide(x):
+    net = pyro.module("net", make_net())
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("z", dist.Normal(net(x), 0.5).to_event(1))
+
+NETS = []
+
+def make_net():
+    if not NETS:
+        NETS.append(torch.nn.Linear(2, 2))
+    return NETS[0]
+"""
+GOOD = HEADER + "\nprogram = am.Program(model, guide)\n"
+BODY = {  # wrong programs: a file, and the error
+    "no plate": (
+        """
+        def program():
+            def model(x):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(2))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=x)
+            return am.Program(model)
+        """,
+        "NoDataPlateError",
+        r"pyro\.plate\('data', x\.shape\[0\]\)",
+    ),
+    "global latent": (
+        """
+        def program():
+            def model(x):
+                scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+                with pyro.plate("data", x.shape[0]):
+                    z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                    pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+            return am.Program(model)
+        """,
+        "GlobalLatentError",
+        r"condition=\{'scale': value\}",
+    ),
+    "guide misses a site": (
+        """
+        def program():
+            def guide(x):
+                with pyro.plate("data", x.shape[0]):
+                    pyro.sample("y", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return am.Program(model, guide)
+        """,
+        "GuideMismatchError",
+        r"misses 'z'.*It must sample exactly the model's latent sites: 'z'",
+    ),
+    "fails on import": (
+        "\nprogram = undefined_name",
+        "ArgumentError",
+        r"NameError.*\n  line \d+: program = undefined_name",
+    ),
+    "syntax error": ("\nprogram = (", "ArgumentError", r"SyntaxError: .*\n  line \d+: program = \("),
+    "exits": ("\nraise SystemExit(3)", "ArgumentError", r"SystemExit: 3\n  line \d+: raise SystemExit\(3\)"),
+    "fails when called": (
+        "\ndef program():\n    return 1 / 0",
+        "ArgumentError",
+        r"make the program \(program\(\)\): ZeroDivisionError: .*\n  line \d+: return 1 / 0",
+    ),
+    "no such name": (
+        "\nprogramme = am.Program(model)",
+        "ArgumentError",
+        r"has no 'program' \(did you mean programme\?\)",
+    ),
+    "a model": (
+        "\nprogram = model",
+        "ArgumentError",
+        r"is a function of x; .* program = am\.Program\(model, guide\)",
+    ),
+    "a number": ("\nprogram = 3", "ArgumentError", r"is a int; expected an am\.Program or a function"),
+    "returns nothing": (
+        "\ndef program():\n    am.Program(model)",
+        "ArgumentError",
+        r"returned None; expected an am\.Prog",
+    ),
+    "fails on data": (
+        """
+        def program():
+            def model(x):
+                with pyro.plate("data", x.shape[0]):
+                    return no_such_name
+            return am.Program(model)
+        """,
+        "DataError",
+        r"NameError: .*\n  line \d+: return no_such_name",
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.py").write_text(GOOD)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    return tmp_path
+
+
+def amortize_command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
+    }
+
+
+def expect_error(folder: Path, arguments: list[object], name: str, message: str) -> None:
+    before = listing(folder)
+    result = amortize_command(*arguments)
+    assert result.exit_code == 2, result.output
+    title, _, text = result.stderr.partition("\n")
+    assert title == name
+    assert re.search(message, text), text
+    assert "Traceback" not in result.output
+    assert len(result.stderr.splitlines()) < 25  # one screen
+    assert result.stdout == ""
+    assert listing(folder) == before  # nothing written, half or whole
+
+
+@pytest.mark.parametrize("case", BODY)
+def test_wrong_programs(folder: Path, case: str) -> None:
+    body, name, message = BODY[case]
+    (folder / "wrong.py").write_text(HEADER + textwrap.dedent(body))
+    expect_error(folder, ["study", "wrong.py:program", "--data", "x.npy"], name, message)
+    if name == "ArgumentError":  # there is no program to check
+        expect_error(folder, ["check", "wrong.py:program", "--data", "x.npy"], name, message)
+        return
+    result = amortize_command("check", "wrong.py:program", "--data", "x.npy")
+    assert result.exit_code == 2
+    assert re.search(rf"fails +{'NameError' if name == 'DataError' else name}: ", result.stdout)
+    assert name == "DataError" or re.search(message, result.stdout)
+
+
+def test_wrong_data(folder: Path) -> None:
+    np.save("wide.npy", np.zeros((40, 3)))
+    np.save("nan.npy", np.where(np.eye(40, 2) > 0, np.nan, 1.0))
+    np.save("text.npy", np.array(["a", "b"]))
+    np.save("one.npy", np.zeros((1, 2)))
+    Path("x.txt").write_text("1 2")
+    for file, name, message in [
+        ("none.npy", "DataError", r"No such file.*none\.npy"),
+        ("wide.npy", "DataError", r"does not run on this data \(.* \(\d+, 3\)\): .*\n.*\nCompare the shapes"),
+        ("nan.npy", "DataError", r"2 NaN and 0 infinite values, in 2 of 40 rows .*Drop or fill them"),
+        ("text.npy", "DataError", r"expected numbers, got dtype <U1"),
+        ("one.npy", "DataError", r"expected at least 2 datapoints .*, got 1"),
+        ("x.txt", "DataError", r"use one of \.npy, \.npz, \.csv"),
+    ]:
+        expect_error(folder, ["study", "good.py:program", "--data", file], name, message)
+
+
+def test_wrong_targets(folder: Path) -> None:
+    for arguments, name, message in [
+        (["digit"], "SpecError", r"unknown study 'digit' \(did you mean digits\?\)\. Built-in: digits\."),
+        (["none.py:program", "--data", "x.npy"], "ArgumentError", r"no such file: .*none\.py"),
+        (
+            ["good.py", "--data", "x.npy"],
+            "ArgumentError",
+            r"expected path\.py:name, got 'good\.py'.*good\.py:program",
+        ),
+        (["good.py:program"], "ArgumentError", r"needs data: add --data FILE"),
+        (["none.toml"], "SpecError", r"cannot read the study none\.toml: No such file"),
+        (["digits", "--seed", "-1"], "SpecError", r"seed: expected a number >= 0, got -1"),
+        (["digits", "--device", "gpu"], "SpecError", r"device: expected cpu, cuda or cuda:1, got 'gpu'"),
+        (["digits", "--data", "none.npy"], "DataError", r"No such file.*none\.npy"),
+    ]:
+        expect_error(folder, ["study", *arguments], name, message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_chains", "num_chain", r"unknown key evidence\.num_chain\. Did you mean evidence\.num_chains\?"),
+        (
+            'target = "bernoulli-vae"',
+            'target = "bernouli"',
+            r"unknown model 'bernouli' \(did you mean bernoulli-vae\?\)",
+        ),
+        ("latent_dim", "latent_dims", r"takes no 'latent_dims' \(did you mean latent_dim\?\)"),
+        ("latent_dim = 8", "latent_dim = 0", r"latent_dim"),
+        ("latent_dim = 8", 'latent_dim = "8"', r"bernoulli-vae cannot be made"),
+        ('source = "digits"', 'source = "digit"', r"unknown data set 'digit' \(did you mean digits\?\)"),
+        ("num_steps = 3000", "num_steps = 0", r"local\.num_steps: expected a number >= 1, got 0"),
+        ("seed = 0", "seed = ", r"is not valid TOML: .*line"),
+    ],
+)
+def test_wrong_specs(folder: Path, old: str, new: str, message: str) -> None:
+    text = digits().to_toml()
+    assert text.count(old) == 1
+    Path("study.toml").write_text(text.replace(old, new))
+    before = listing(folder)
+    result = amortize_command("study", "study.toml")
+    assert result.exit_code == 2
+    assert re.match(r"(Spec|Argument|Data)Error\n", result.stderr)
+    assert re.search(message, result.stderr)
+    assert listing(folder) == before
+
+
+def test_settings_go_to_the_function_that_makes_the_program(folder: Path) -> None:
+    Path("made.py").write_text(HEADER + "\ndef program(width, depth=1):\n    return am.Program(model, guide)\n")
+    spec = Study(
+        name="made",
+        program={"target": "made.py:program", "settings": {"widht": 3}},
+        data={"source": "x.npy"},
+    )
+    Path("study.toml").write_text(spec.to_toml())
+    expect_error(folder, ["study", "study.toml"], "SpecError", r"takes no 'widht' \(did you mean width\?\)")
+    Path("study.toml").write_text(spec.with_values({"program.settings": {"depth": 3}}).to_toml())
+    expect_error(folder, ["study", "study.toml"], "ArgumentError", r"is a function of width;")
+
+
+def test_a_program_without_a_guide_cannot_start_from_it(folder: Path) -> None:
+    Path("prior.py").write_text(HEADER + "\nprogram = am.Program(model)\n")
+    for key, value in (("evidence.start", "guide"), ("evidence.method", "importance")):
+        spec = Study(name="a", program={"target": "prior.py:program"}, data={"source": "x.npy"})
+        Path("study.toml").write_text(spec.with_values({key: value}).to_toml())
+        expect_error(folder, ["study", "study.toml"], "SpecError", rf"{re.escape(key)}: .*has n(o|one)")
+
+
+def test_a_device_that_is_not_there(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("asks for a device that is not there")
+    expect_error(folder, ["study", "digits", "--device", "cuda"], "ArgumentError", r"'cuda' is not available .*cpu")
+
+
+def test_an_unrelated_folder_is_not_overwritten(folder: Path) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("precious")
+    expect_error(
+        folder,
+        ["study", "digits", "--out", "thesis"],
+        "ArgumentError",
+        r"is no run of amortize .*chapter\.tex",
+    )
+    expect_error(
+        folder,
+        ["study", "digits", "--out", "x.npy"],
+        "ArgumentError",
+        r"expected a folder, got the file x\.npy",
+    )
+
+
+def test_resume_and_report_need_a_run(folder: Path) -> None:
+    Path("empty").mkdir()
+    for command in ("resume", "report"):
+        expect_error(folder, [command, "none"], "ArgumentError", r"no such folder: none")
+        expect_error(folder, [command, "empty"], "ArgumentError", r"empty holds no run of amortize")
+
+
+def test_the_traceback_is_shown_on_demand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMORTIZE_TRACEBACK", "1")
+    result = amortize_command("study", "none.toml")
+    assert result.exit_code == 2
+    assert "Traceback (most recent call last)" in result.stderr
+
+
+def test_print_spec_prints_a_study_to_start_from(folder: Path) -> None:
+    result = amortize_command("study", "digits", "--print-spec", "--seed", 3)
+    assert result.exit_code == 0
+    assert Study.from_text(result.stdout) == digits(3)
+    result = amortize_command("study", "good.py:program", "--data", "x.npy", "--print-spec")
+    study = Study.from_text(result.stdout)
+    assert (study.name, study.program.target) == ("good", f"{folder.resolve()}/good.py:program")
+    assert not Path("runs").exists()
+
+
+def test_check_describes_a_good_program(folder: Path) -> None:
+    result = amortize_command("check", "good.py:program", "--data", "x.npy")
+    assert result.exit_code == 0, result.output
+    assert "D = 2" in result.stdout
+    assert "guide matches the model's sites" in result.stdout
+    assert "fails" not in result.stdout
+
+
+def test_models_and_data_are_listed() -> None:
+    assert "bernoulli-vae" in amortize_command("models").stdout
+    assert "digits" in amortize_command("data").stdout
+
+
+def test_version_and_help_need_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom amortize.cli import app\n"
+        "try:\n    app()\nfinally:\n    assert not {'torch', 'pyro', 'pydantic', 'pandas'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(amortize.__file__).parents[1])}
+    for argument, text in (("--version", f"amortize {amortize.__version__}"), ("--help", "study")):
+        command = [sys.executable, "-c", program, argument]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout
+
+
+def test_a_wrong_option_is_a_usage_error() -> None:
+    assert amortize_command("study", "digits", "--sed", "3").exit_code == 2
+    assert amortize_command("studdy").exit_code == 2

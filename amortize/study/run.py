@@ -103,6 +103,7 @@ def run(
     """
     if resume and out is None:
         raise ArgumentError("resume: expected out=, the folder of the run to go on with")
+    study = study.anchored(Path())  # so that the run can be resumed from another folder
     folder = None if out is None else Path(out)
     if folder is not None:
         check_owner(folder, study.name)

@@ -212,11 +212,17 @@ class Study(_Table):
             raise SpecError(
                 f"cannot read the study {path}: {reason}. `amortize study digits --print-spec` prints one."
             ) from None
-        study = cls.from_text(text, origin=str(path))
-        changes = {"program.target": absolute_target(study.program.target, path.parent)}
-        if is_path(study.data.source):
-            changes["data.source"] = str((path.parent / study.data.source).resolve())
-        return study.with_values(changes)
+        return cls.from_text(text, origin=str(path)).anchored(path.parent)
+
+    def anchored(self, folder: Path) -> Self:
+        """The study with absolute paths, relative ones taken from ``folder``."""
+        source = self.data.source
+        return self.with_values(
+            {
+                "program.target": absolute_target(self.program.target, folder),
+                "data.source": str((folder / source).resolve()) if is_path(source) else source,
+            }
+        )
 
     def with_values(self, values: Mapping[str, object]) -> Self:
         """The study with other values, validated anew; keys are dotted, as ``{"fit.num_steps": 100}``."""

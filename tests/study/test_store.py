@@ -150,12 +150,11 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         if call == "write":
             full()
 
-    with RunStore(tmp_path, fresh=False) as store:
+    with RunStore(tmp_path, fresh=False) as store, monkeypatch.context() as patch:
         if call == "fsync":
-            monkeypatch.setattr(os, "fsync", full)
+            patch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="No space left on device"):
             store.save(stage("evidence"), write)
-        monkeypatch.undo()
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -322,6 +323,45 @@ def test_version_and_help_need_no_torch(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert text in done.stdout
+
+
+def test_a_study_of_ones_own_program_from_start_to_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = amortize_command("study", "good.py:program", "--data", "x.npy", "--print-spec")
+    spec = Study.from_text(result.stdout).with_values(
+        {
+            "fit.num_steps": 20,
+            "local.num_steps": 50,
+            "evidence": {"num_chains": 4, "num_temperatures": 10, "num_draws": 50},
+        }
+    )
+    Path("mine.toml").write_text(spec.to_toml())
+    result = amortize_command("study", "mine.toml", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "runs/good/report.html"
+    assert "inference_gap" in result.stdout
+    assert re.search(r"s  fit +done", result.stderr)
+    page, numbers = Path("runs/good/report.html").read_bytes(), Path("runs/good/report.json").read_text()
+
+    monkeypatch.chdir("/")  # the run knows where its program and data are
+    run = folder / "runs" / "good"
+    result = amortize_command("resume", run, "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{run}/report.html\n"
+    assert json.loads((run / "report.json").read_text())["summary"] == json.loads(numbers)["summary"]
+
+    (run / "report.html").unlink()
+    result = amortize_command("report", run)
+    assert result.exit_code == 0, result.output
+    assert len((run / "report.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
+
+    (run / "tree.nc").unlink()
+    expect_error(
+        folder, ["report", run], "ArgumentError", r"isn't finished \(no tree\.nc\)\. Finish it: amortize resume"
+    )
+    (run / "spec.toml").write_text((run / "spec.toml").read_text().replace("patience", "patient"))
+    assert amortize_command("resume", run).exit_code == 0  # a comment alone has changed
+    (run / "spec.toml").write_text((run / "spec.toml").read_text().replace("num_steps", "num_step"))
+    expect_error(folder, ["resume", run], "SpecError", r"unknown key fit\.num_step\. Did you mean fit\.num_steps\?")
 
 
 def test_a_wrong_option_is_a_usage_error() -> None:

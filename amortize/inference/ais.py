@@ -180,6 +180,7 @@ def anneal(
     """
     steps, num = plan.step_sizes.shape
     chains = len(u) // num
+    strata = 1 if adapt else chains  # a pilot estimates variances over chains, which strata would inflate
     betas = plan.betas.to(u)
     factor = u.new_ones(num)
     state = path.evaluate(u)
@@ -196,7 +197,7 @@ def anneal(
         column = sizes[t].repeat(chains).unsqueeze(-1)
         beta = betas[t + 1].expand(len(u), 1)
         scale = plan.scales[t].repeat(chains, 1)
-        state, info = hmc(state, path, HMCParameters(beta, column, scale, kernel, chains), noise)
+        state, info = hmc(state, path, HMCParameters(beta, column, scale, kernel, strata), noise)
         acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
         nonfinite += (~info.finite).reshape(chains, num).sum(0)
         spread.append(_spread(state.ratio, chains))

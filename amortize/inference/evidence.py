@@ -173,7 +173,7 @@ def _by_importance(start: Start, data: Data, method: ImportanceSampling, seed: i
     num = data.num_datapoints
     return {
         "log_evidence": log_mean_exp(smoothed.log_weights),
-        "se": log_evidence_se(smoothed.log_weights),
+        "se": np.maximum(log_evidence_se(smoothed.log_weights), log_evidence_se(log_weights)),
         "ess": effective_sample_size(log_weights),
         "khat": smoothed.khat,
         "acceptance": np.full(num, np.nan),

@@ -3,8 +3,11 @@ r"""Gaussian families of local posteriors over u, one set of parameters a datapo
 .. math:: u = \mu_n + L_n \epsilon, \qquad L_n \text{ diagonal, or lower triangular, with diagonal } e^{s_n}
 
 Gradients follow the path alone ("sticking the landing", Roeder et al. 2017): with
-:math:`h = \nabla_u [\log p(x, u) - \log q(u)]`, :math:`\nabla_\mu = E[h]` and :math:`\nabla_L = E[h \epsilon^T]`, whose
-variance vanishes where q is the posterior. Letters: S draws, N datapoints, D latents.
+:math:`h = \nabla_u [\log p(x, u) - \log q(u)]` they are expectations of h, whose variance vanishes where q is the
+posterior. They are taken, and steps are made, in the frame of q itself, :math:`\mu' = \mu + L a` and
+:math:`L' = L (e^{\mathrm{diag} A} + \mathrm{stril} A)`: :math:`\nabla_a = E[L^T h]`,
+:math:`\nabla_A = \mathrm{tril}\, E[L^T h \epsilon^T]`. There the Fisher information is near the identity, so neither
+the posterior's scale nor its correlations matter. Letters: S draws, N datapoints, D latents.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from amortize.errors import ArgumentError
 
-__all__ = ["FAMILIES", "Gaussians", "check_family", "draw", "entropy", "gradients", "scale_tril"]
+__all__ = ["FAMILIES", "Gaussians", "check_family", "draw", "entropy", "gradients", "moved", "scale_tril"]
 
 FAMILIES = ("mean-field", "full-covariance")
 
@@ -61,13 +64,20 @@ def draw(q: Gaussians, noise: Tensor) -> Tensor:
 
 
 def gradients(q: Gaussians, noise: Tensor, slope: Tensor) -> Gaussians:
-    """Gradient of the ELBO from ``slope`` = gradient of log p at the draws (S, N, D)."""
+    """Gradient of the ELBO in the frame of q, from ``slope`` = gradient of log p at the draws (S, N, D)."""
     if q.lower is None:
-        path = slope + noise * (-q.log_scale).exp()
-        return Gaussians(path.mean(0), (path * noise).mean(0) * q.log_scale.exp(), None)
+        white = slope * q.log_scale.exp() + noise
+        return Gaussians(white.mean(0), (white * noise).mean(0), None)
+    white = torch.einsum("nji,snj->sni", scale_tril(q), slope) + noise
+    outer = torch.einsum("sni,snj->nij", white, noise) / len(noise)
+    return Gaussians(white.mean(0), outer.diagonal(dim1=-2, dim2=-1), outer.tril(-1))
+
+
+def moved(q: Gaussians, step: Gaussians) -> Gaussians:
+    """Q after a step in its own frame."""
+    if q.lower is None or step.lower is None:
+        return Gaussians(q.loc + q.log_scale.exp() * step.loc, q.log_scale + step.log_scale, None)
     tril = scale_tril(q)
-    inverse = torch.linalg.solve_triangular(tril.mT, noise.movedim(0, -1), upper=True).movedim(-1, 0)
-    path = slope + inverse
-    outer = torch.einsum("sni,snj->nij", path, noise) / len(noise)
-    diagonal = outer.diagonal(dim1=-2, dim2=-1) * q.log_scale.exp()
-    return Gaussians(path.mean(0), diagonal, outer.tril(-1))
+    turned = tril @ (torch.diag_embed(step.log_scale.exp()) + step.lower)
+    loc = q.loc + torch.einsum("nij,nj->ni", tril, step.loc)
+    return Gaussians(loc, q.log_scale + step.log_scale, turned.tril(-1))

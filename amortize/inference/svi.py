@@ -26,6 +26,7 @@ from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objectives import loss_of, make_objective
 from amortize.inference.starts import GuideStart
+from amortize.program.adopt import LOCK
 from amortize.program.data import Data
 from amortize.program.density import require_guide
 from amortize.program.handlers import unvalidated
@@ -167,6 +168,7 @@ class _Run:
         self.stopped_early = self.interrupted = False
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.skipped = 0
+        self.full_size: int | None = None
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
@@ -185,11 +187,12 @@ class _Run:
         if not parameters:
             raise TrainingError("the program has no parameters to train; use its guide as it is, without am.fit")
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
+        self.full_size = self.program.structure(data).full_size
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         hidden = None if self.training.progress is None else not self.training.progress
         bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
         try:
-            with bar, pyro_rng(self.seed, "steps"):
+            with LOCK, bar, pyro_rng(self.seed, "steps"):
                 for step in range(1, self.num_steps + 1):
                     row = self._step(next(batches), optimiser, step)
                     last = step == self.num_steps
@@ -215,7 +218,9 @@ class _Run:
     def _step(self, batch: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
         optimiser.zero_grad(set_to_none=True)
         with _quiet_nan(), unvalidated():
-            loss = loss_of(self.objective, self.program, batch) / batch.num_datapoints
+            loss = loss_of(self.objective, self.program, batch) / (self.full_size or batch.num_datapoints)
+        if not loss.requires_grad:
+            raise TrainingError("no parameter of the program enters its objective; there is nothing to train")
         rate = self._rate(step)
         optimiser.param_groups[0]["lr"] = rate
         norm = float("nan")

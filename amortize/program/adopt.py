@@ -8,10 +8,13 @@ store is put back as it was, also when the call raises.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CodeType, FunctionType
 from typing import Any
 
 import pyro
@@ -20,9 +23,12 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from amortize.errors import ParameterNameError
+from amortize.errors import ArgumentError, ParameterNameError
 
-__all__ = ["Adopted", "ParameterScope", "find_modules"]
+__all__ = ["LOCK", "Adopted", "ParameterScope", "find_modules"]
+
+LOCK = threading.RLock()
+"""Held while a program runs: Pyro's parameter store and handlers are the process's, not the thread's."""
 
 
 class ParameterScope(nn.Module):
@@ -39,25 +45,46 @@ class ParameterScope(nn.Module):
         """Leave the parameters of ``networks`` with them: they have an owner already."""
         self._lenders.append(networks)
 
+    def lend_again(self, old: nn.Module, new: nn.Module) -> None:
+        """Take other networks for the ones lent, forgetting the old parameters."""
+        gone = {id(parameter) for parameter in old.parameters()}
+        self._lenders = [lender for lender in self._lenders if lender is not old] + [new]
+        self._state["params"] = {name: p for name, p in self._state["params"].items() if id(p) not in gone}
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Swap this store for Pyro's global one, and back at the end whatever happens."""
-        store = pyro.get_param_store()
-        outer = store.get_state()
-        store.clear()
-        store.set_state(self._state)
-        try:
-            with _NameGuard():
-                yield
-        finally:
-            self._state = store.get_state()
+        with LOCK:
+            store = pyro.get_param_store()
+            outer = store.get_state()
             store.clear()
-            store.set_state(outer)
-            self._register()
+            store.set_state(self._state)
+            try:
+                with _NameGuard():
+                    yield
+            finally:
+                self._state = store.get_state()
+                store.clear()
+                store.set_state(outer)
+                self._register()
 
     def restore_later(self, key: str, value: Tensor) -> None:
         """Keep a value for a parameter that the program has not created yet (``key`` as in ``params``)."""
         self._pending[key] = value
+
+    def require_settled(self) -> None:
+        """Say so where restored values belong to parameters that the program never made.
+
+        Raises
+        ------
+        ArgumentError
+            Naming them.
+        """
+        if self._pending:
+            names = ", ".join(sorted(self._pending)[:5])
+            raise ArgumentError(
+                f"state: the program has no parameters named {names}; load it into one made in the same way"
+            )
 
     def _register(self) -> None:
         borrowed = {id(parameter) for lender in self._lenders for parameter in lender.parameters()}
@@ -67,8 +94,7 @@ class ParameterScope(nn.Module):
                 continue
             parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
             if key in self._pending:
-                with torch.no_grad():
-                    parameter.copy_(self._pending.pop(key))
+                _copy(key, self._pending.pop(key), parameter)
             self._state["params"][name] = parameter
             self.params[key] = parameter
 
@@ -90,7 +116,33 @@ class Adopted(nn.Module):
         self.networks = nn.ModuleList(find_modules(function))
         scope.borrow(self.networks)
         self.condition: dict[str, Tensor] = {}
+        self.hides_condition = False  # a guide's density leaves out what is given
         self._function = (function,)  # in a tuple, so that a module is registered once, among the networks
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After unpickling, write to the networks that the function itself reaches: those pickled may be others.
+
+        A function that can be imported is pickled by reference, its networks by value.
+        """
+        super().__setstate__(state)
+        found = nn.ModuleList(find_modules(self.function))
+        if [id(module) for module in found] == [id(module) for module in self.networks]:
+            return
+        found.load_state_dict(self.networks.state_dict())
+        self.scope.lend_again(self.networks, found)
+        self.networks = found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adopted:
+        """Copy modules and methods of modules; a function's networks can't be taken from it."""
+        if len(self.networks) and not isinstance(getattr(self.function, "__self__", self.function), nn.Module):
+            raise ArgumentError(
+                f"{self.name} is a function that reaches its networks from outside, and a copy would share them. Make "
+                "the program anew, or write it as an nn.Module (or methods of one), which can be copied"
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -104,7 +156,17 @@ class Adopted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the user's function; the global store is untouched."""
-        function = poutine.condition(self.function, data=self.condition) if self.condition else self.function
+        return self._call(self.function, args, kwargs)
+
+    def unobserved(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it with every observation drawn anew; conditioned latents keep their value."""
+        return self._call(poutine.uncondition(self.function), args, kwargs)
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.condition:
+            function = poutine.condition(function, data=self.condition)
+            if self.hides_condition:
+                function = poutine.block(function, hide=list(self.condition))
         with self.scope.active():
             return function(*args, **kwargs)
 
@@ -122,6 +184,15 @@ class _NameGuard(Messenger):
                 f"parameter {msg['name']!r} belongs to two different networks of this program; only the first would "
                 "be trained. Give each pyro.module (or pyro.param) a name of its own"
             )
+
+
+def _copy(key: str, value: Tensor, parameter: nn.Parameter) -> None:
+    if value.shape != parameter.shape:
+        raise ArgumentError(
+            f"state: parameter {key} has shape {tuple(value.shape)}, but {tuple(parameter.shape)} in this program"
+        )
+    with torch.no_grad():
+        parameter.copy_(value)
 
 
 def find_modules(function: Any) -> list[nn.Module]:
@@ -153,21 +224,36 @@ def _children(item: Any) -> list[Any]:
     if inspect.ismethod(item):
         return [item.__self__] if isinstance(item.__self__, nn.Module) else [item.__self__, item.__func__]
     if inspect.isfunction(item):
-        variables = inspect.getclosurevars(item)
-        wrapped = [item.__wrapped__] if hasattr(item, "__wrapped__") else []
-        return [
-            *variables.nonlocals.values(),
-            *variables.globals.values(),
-            *(item.__defaults__ or ()),
-            *wrapped,
-        ]
+        return _reached_by(item)
     if isinstance(item, dict):
         return list(item.values())
     if isinstance(item, (list, tuple)):
         return list(item)
     if _is_plain_object(item):
-        return list(vars(item).values())
+        return [*vars(item).values(), *([type(item).__call__] if callable(item) else [])]
     return []
+
+
+def _reached_by(function: FunctionType) -> list[Any]:
+    """Closure, defaults, and the globals that a function (or a function inside it) names."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    names = _names(function.__code__)
+    named = [value for name, value in function.__globals__.items() if name in names]
+    wrapped = [function.__wrapped__] if hasattr(function, "__wrapped__") else []
+    return [*cells, *named, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *wrapped]
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (an empty cell raises)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_plain_object(item: Any) -> bool:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.distributions import Delta
-from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent, TransformedDistribution, biject_to
+from torch.distributions import TransformedDistribution, biject_to
 
 from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.data import Data
-from amortize.program.discover import HEAD, run_recorded
-from amortize.program.handlers import data_dim
+from amortize.program.density import GuideDensity
+from amortize.program.discover import HEAD, has_user_scale, run_recorded
+from amortize.program.handlers import base_of, data_dim
 from amortize.random import generator, pyro_rng
 
 if TYPE_CHECKING:
@@ -164,12 +164,12 @@ def _verify_outside(log_joint: LogJoint, head: Data, outside: Tensor) -> None:
         )
 
 
-def _same(first: Tensor, second: Tensor, when: str, error: type[AmortizeError]) -> None:
+def _same(first: Tensor, second: Tensor, when: str, error: type[AmortizeError], what: str = "log p(x, z)") -> None:
     tolerance = 1e-4 if first.dtype == torch.float32 else 1e-8
     if not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True):
         worst = float((first - second).abs().nan_to_num().max())
         raise error(
-            f"log p(x, z) of a datapoint changes by up to {worst:.3g} nats {when}. Rows must be independent and the "
+            f"{what} of a datapoint changes by up to {worst:.3g} nats {when}. Rows must be independent and the "
             "program deterministic: no batch statistics (BatchNorm or dropout in training mode: call .eval()), no "
             "z - z.mean(0), no shape that depends on the batch"
         )
@@ -191,6 +191,10 @@ def verify_guide(log_joint: LogJoint, data: Data) -> str:
     plate = _guide_plate(structure.plate, messages, head.num_datapoints)
     for name, site in structure.sites.items():
         msg = messages[name]
+        if has_user_scale(msg, plate):
+            raise GuideMismatchError(
+                f"guide site {name!r} is under poutine.scale, so its density is not normalised. Take the scale off"
+            )
         if data_dim(msg, plate) != site.data_dim:
             raise GuideMismatchError(
                 f"guide site {name!r} has its data plate at dimension {data_dim(msg, plate)}, the model at "
@@ -202,9 +206,26 @@ def verify_guide(log_joint: LogJoint, data: Data) -> str:
                 f"guide site {name!r} has shape {shape} per datapoint, the model's has {site.shape}"
             )
         _refuse_point(name, msg["fn"])
+    _verify_guide_rows(log_joint, head, plate)
     many = head.fold(PROBES)
     _compare_supports(log_joint, many, run_recorded(program.guide, many))
     return plate
+
+
+def _verify_guide_rows(log_joint: LogJoint, head: Data, plate: str) -> None:
+    """The guide's density at fixed values: the same twice, permuted, and alone."""
+    guide = GuideDensity(log_joint, plate)
+    order = torch.arange(head.num_datapoints, device=log_joint.like.device).flip(0)
+    with pyro_rng(0, "verify-guide"), torch.no_grad():
+        values, _ = guide.sample(head)
+        together = guide.log_density(head, values)
+        _same(together, guide.log_density(head, values), "between two runs", DynamicStructureError, "log q(z | x)")
+        turned = guide.log_density(head.rows(order), guide.rows_of(values, order))
+        _same(together[order], turned, "when the batch is permuted", NotIndependentError, "log q(z | x)")
+        for row in range(head.num_datapoints):
+            index = order.new_tensor([row])
+            alone = guide.log_density(head.rows(index), guide.rows_of(values, index))
+            _same(together[index], alone, "when a datapoint is taken alone", NotIndependentError, "log q(z | x)")
 
 
 def _compare_names(expected: set[str], messages: Mapping[str, Mapping[str, Any]]) -> None:
@@ -236,13 +257,6 @@ def _guide_plate(plate: str, messages: Mapping[str, Mapping[str, Any]], size: in
             f"`with pyro.plate({plate!r}, x.shape[0]):`, as in the model"
         )
     return following[0]
-
-
-def base_of(fn: Any) -> Any:
-    """The distribution under ``to_event`` and masks."""
-    while isinstance(fn, (Independent, MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
 
 
 def _refuse_point(name: str, fn: Any) -> None:

@@ -7,6 +7,7 @@ Letters: C chains, N datapoints, D latent dimensions, B = C * N rows (chain-majo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from amortize.errors import DiscreteLatentError, GuideMismatchError, UnboundedDiscreteError
+from amortize.errors import (
+    AmortizeWarning,
+    ContractError,
+    DiscreteLatentError,
+    GuideMismatchError,
+    UnboundedDiscreteError,
+)
 from amortize.program.data import Data
 from amortize.program.handlers import LogTerms, Record, Substitute, unvalidated
 from amortize.program.sites import Structure
@@ -63,6 +70,7 @@ class LogJoint:
 
     def __init__(self, program: Program, structure: Structure, like: Tensor) -> None:
         _refuse_discrete(structure)
+        _refuse_scaled(structure)
         self.program, self.structure, self.like = program, structure, like
 
     @property
@@ -148,6 +156,10 @@ class GuideDensity:
             self._guide(*data.args, **data.kwargs)
         return terms.latent
 
+    def rows_of(self, values: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """The values of some rows."""
+        return {name: value.index_select(self.sites[name].front, index) for name, value in values.items()}
+
     def draw(self, data: Data) -> tuple[Tensor, Tensor, Tensor]:
         """U (B, D), log p(x, u) (B,) and log q(u | x) (B,) of one draw a row, Jacobian included in both."""
         values, log_q = self.sample(data)
@@ -183,6 +195,23 @@ def _refuse_discrete(structure: Structure) -> None:
         raise DiscreteLatentError(
             f"latent site {name!r} is discrete; evidence, local posteriors and gaps need continuous ones in this "
             "version. Marginalise it by hand (for example with MixtureSameFamily); am.fit can train it"
+        )
+
+
+def _refuse_scaled(structure: Structure) -> None:
+    """A scaled latent has no normalised prior; a scaled observation is another likelihood, and is said to be."""
+    latent = [name for name in structure.scaled if name in structure.sites]
+    if latent:
+        raise ContractError(
+            f"latent site {latent[0]!r} is under poutine.scale, so its prior is not normalised and the evidence has no "
+            "meaning. Take the scale off; to weigh the KL term in training, scale in the objective"
+        )
+    if structure.scaled:
+        warnings.warn(
+            f"poutine.scale multiplies the log likelihood of {', '.join(map(repr, structure.scaled))}: the evidence is "
+            "that of the scaled likelihood",
+            AmortizeWarning,
+            stacklevel=4,
         )
 
 

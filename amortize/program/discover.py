@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta, ProjectedNormal, VonMises
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -23,11 +24,11 @@ from amortize.errors import (
     PlateSizeError,
 )
 from amortize.program.data import Data
-from amortize.program.handlers import Record, data_dim, unvalidated
+from amortize.program.handlers import Record, base_of, data_dim, unvalidated, user_scale
 from amortize.program.sites import Site, Structure
 from amortize.random import pyro_rng
 
-__all__ = ["discover", "run_recorded"]
+__all__ = ["discover", "has_user_scale", "run_recorded"]
 
 HEAD = 4
 Messages = dict[str, dict[str, Any]]
@@ -86,9 +87,20 @@ def _runs(model: Callable[..., Any], data: Data) -> bool:
 
 
 def _plates(messages: Messages) -> dict[str, int]:
-    return {
-        frame.name: frame.size for msg in messages.values() for frame in msg["cond_indep_stack"] if frame.vectorized
-    }
+    """Sizes of the vectorised plates; one made without a size has that of the values inside it."""
+    sizes: dict[str, int] = {}
+    for msg in messages.values():
+        for frame in msg["cond_indep_stack"]:
+            if frame.vectorized:
+                sizes[frame.name] = max(sizes.get(frame.name, 0), _plate_size(msg, frame))
+    return sizes
+
+
+def _plate_size(msg: Mapping[str, Any], frame: Any) -> int:
+    if frame.size is not None and frame.size >= 0:
+        return int(frame.size)
+    shape = msg["fn"].batch_shape
+    return int(shape[frame.dim]) if len(shape) >= -frame.dim else 1
 
 
 def _find_plate(messages: Messages, smaller: Messages | None, size: int) -> str:
@@ -156,19 +168,21 @@ def _structure(plate: str, messages: Messages) -> Structure:
         else:
             sites[name] = _site(name, msg, plate, start)
             start = sites[name].stop
-        if inside and _has_user_scale(msg, plate):
+        if has_user_scale(msg, plate):
             scaled.append(name)
     if not sites:
         raise ContractError(f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer")
     dtypes = [messages[name]["value"].dtype for name, site in sites.items() if not site.discrete]
     dtype = functools.reduce(torch.promote_types, dtypes, dtypes[0]) if dtypes else torch.get_default_dtype()
-    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled), dtype)
+    full = _full_size(plate, messages)
+    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled), dtype, full)
 
 
 def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
     fn, value = msg["fn"], msg["value"]
     dim = data_dim(msg, plate)
     assert dim is not None
+    _require_density(name, fn)
     front = value.dim() - fn.event_dim + dim
     batch_ndim = value.dim() - fn.event_dim
     discrete = bool(fn.support.is_discrete)
@@ -193,6 +207,37 @@ def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
     )
 
 
+def _require_density(name: str, fn: Any) -> None:
+    """Refuse latents that have no density over an unconstrained u."""
+    inner = base_of(fn)
+    if isinstance(inner, Delta):
+        raise ContractError(
+            f"latent site {name!r} is a point (Delta) in the model; make it a value or pyro.deterministic"
+        )
+    if isinstance(inner, (VonMises, ProjectedNormal)):
+        raise ContractError(
+            f"latent site {name!r} is circular ({type(inner).__name__}): its density over an unconstrained u is "
+            "improper. Use an angle in a bounded interval, for example a Uniform or a transformed Beta"
+        )
+    if fn.support.is_discrete:
+        return
+    try:
+        biject_to(fn.support)
+    except NotImplementedError as error:
+        raise ContractError(
+            f"latent site {name!r} has support {fn.support}, which has no bijection to unconstrained space; "
+            "reparameterise it, for example by a Cholesky factor"
+        ) from error
+
+
+def _full_size(plate: str, messages: Messages) -> int | None:
+    for msg in messages.values():
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == plate and frame.full_size not in (None, frame.size):
+                return int(frame.full_size)
+    return None
+
+
 def _drop(value: Tensor, axis: int) -> tuple[int, ...]:
     return tuple(size for i, size in enumerate(value.shape) if i != axis)
 
@@ -202,13 +247,10 @@ def _support_name(support: Any) -> str:
     return str(inner).removesuffix("()").removeprefix("_")
 
 
-def _has_user_scale(msg: Mapping[str, Any], plate: str) -> bool:
-    scale = msg["scale"]
-    expected = 1.0
-    for frame in msg["cond_indep_stack"]:
-        if frame.name == plate and frame.full_size not in (None, frame.size) and frame.size:
-            expected = frame.full_size / frame.size
-    return not (isinstance(scale, (int, float)) and abs(scale - expected) < 1e-9 * expected)
+def has_user_scale(msg: Mapping[str, Any], plate: str) -> bool:
+    """Whether a site stands under a ``poutine.scale`` of the user's, the data plate's subsampling aside."""
+    scale = user_scale(msg, plate)
+    return not (isinstance(scale, (int, float)) and abs(scale - 1.0) < 1e-9)
 
 
 def _signature(structure: Structure) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -21,7 +22,7 @@ from torch.nn.functional import softplus
 from amortize.errors import DynamicStructureError
 from amortize.program.sites import Site
 
-__all__ = ["LogTerms", "Record", "Substitute", "log_density", "unvalidated"]
+__all__ = ["LogTerms", "Record", "Substitute", "base_of", "data_dim", "log_density", "unvalidated", "user_scale"]
 
 
 @contextmanager
@@ -93,7 +94,7 @@ class Substitute(Messenger):
         self.values[site.name] = msg["value"]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if is_subsample(msg):
+        if is_subsample(msg) or is_deterministic(msg):
             return
         latent = msg["name"] in self.sites
         if not latent and not msg["is_observed"]:
@@ -102,10 +103,10 @@ class Substitute(Messenger):
                 "on values. Make the set of sites fixed, for example with masks"
             )
         dim = data_dim(msg, self.plate)
-        log_prob = _masked(log_density(msg["fn"], msg["value"]), msg["mask"]) * _user_scale(msg, self.plate)
-        if latent:
-            self.terms.latent = self.terms.latent + per_row(log_prob, dim)
+        if latent:  # a mask on a latent is dropped: what it hides enters no observation, and must be normalised
+            self.terms.latent = self.terms.latent + per_row(log_density(_unmasked(msg["fn"]), msg["value"]), dim)
             return
+        log_prob = _masked(log_density(msg["fn"], msg["value"]), msg["mask"]) * user_scale(msg, self.plate)
         self.observed[msg["name"]] = msg["fn"]
         if dim is None:
             self.terms.outside = self.terms.outside + log_prob.sum()
@@ -121,8 +122,11 @@ class Substitute(Messenger):
         jacobian = transform.log_abs_det_jacobian(raw, value)
         event = tuple(range(site.batch_ndim, jacobian.dim()))
         jacobian = jacobian.sum(event) if event else jacobian
-        self.terms.jacobian = self.terms.jacobian + per_row(_masked(jacobian, msg["mask"]), site.data_dim)
+        self.terms.jacobian = self.terms.jacobian + per_row(jacobian, site.data_dim)
         return value
+
+
+_KEPT = ("name", "fn", "value", "is_observed", "cond_indep_stack", "infer", "scale")
 
 
 class Record(Messenger):
@@ -133,25 +137,33 @@ class Record(Messenger):
         self.messages: dict[str, dict[str, Any]] = {}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if not is_subsample(msg):
-            self.messages[msg["name"]] = {
-                key: msg[key]
-                for key in (
-                    "name",
-                    "fn",
-                    "value",
-                    "is_observed",
-                    "cond_indep_stack",
-                    "infer",
-                    "scale",
-                    "mask",
-                )
-            }
+        if not is_subsample(msg) and not is_deterministic(msg):
+            self.messages[msg["name"]] = {key: msg[key] for key in _KEPT}
 
 
 def is_subsample(msg: Mapping[str, Any]) -> bool:
     """Whether a site is a plate's choice of a subsample, which is no random variable of the model."""
     return isinstance(msg["fn"], _Subsample)
+
+
+def is_deterministic(msg: Mapping[str, Any]) -> bool:
+    """Whether a site is a ``pyro.deterministic`` statement: a name for a value, with no density of its own."""
+    return bool(msg["infer"] and msg["infer"].get("_deterministic"))
+
+
+def base_of(fn: Any) -> Any:
+    """The distribution under ``to_event`` and masks."""
+    while isinstance(fn, (Independent, MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def _unmasked(fn: Any) -> Any:
+    if isinstance(fn, MaskedDistribution):
+        return _unmasked(fn.base_dist)
+    if isinstance(fn, Independent):
+        return Independent(_unmasked(fn.base_dist), fn.reinterpreted_batch_ndims)
+    return fn
 
 
 def data_dim(msg: Mapping[str, Any], plate: str) -> int | None:
@@ -175,7 +187,7 @@ def _masked(log_prob: Tensor, mask: Any) -> Tensor:
     return result
 
 
-def _user_scale(msg: Mapping[str, Any], plate: str) -> Any:
+def user_scale(msg: Mapping[str, Any], plate: str) -> Any:
     """The user's own ``poutine.scale``: what is left when the data plate's subsampling is divided out."""
     scale = msg["scale"]
     for frame in msg["cond_indep_stack"]:

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from amortize.errors import ArgumentError
-from amortize.program.adopt import Adopted, ParameterScope
+from amortize.program.adopt import LOCK, Adopted, ParameterScope
 from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
 from amortize.program.data import Data
 from amortize.program.density import GuideDensity, LogJoint, require_guide
@@ -73,9 +73,9 @@ class Program(nn.Module):
         self.model = Adopted(model, scope)
         own = isinstance(guide, nn.Module)  # names in a module are its own; functions may share parameters
         self.guide = None if guide is None else Adopted(guide, ParameterScope() if own else scope)
-        for part in (self.model, self.guide):
-            if part is not None:
-                part.condition = self.condition
+        self.model.condition = self.condition
+        if self.guide is not None:
+            self.guide.condition, self.guide.hides_condition = self.condition, True
         self._adopted = False
 
     def describe(self, x: Any) -> str:
@@ -112,12 +112,18 @@ class Program(nn.Module):
         place = next((p.device for p in self.parameters()), None) if device is None else torch.device(device)
         data = Data.of(x, dtype=self.dtype, device=place, allow_nan=self.allow_nan)
         if not self._adopted:
-            self._adopt(data)
+            with self.evaluating():
+                self._adopt(data)
         return data
 
     def structure(self, data: Data) -> Structure:
         """What discovery reads off the model."""
-        return discover(self.model, data, plate=self.plate)
+        with self.evaluating():
+            structure = discover(self.model, data, plate=self.plate)
+        unknown = sorted(set(self.condition) - {*structure.outside, *structure.observed})
+        if unknown:
+            raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
+        return structure
 
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""
@@ -140,14 +146,18 @@ class Program(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode inside (BatchNorm and dropout fixed); each module's own mode is put back afterwards."""
-        flags = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, flag in flags.items():
-                module.training = flag
+        """Eval mode inside (BatchNorm and dropout fixed); each module's own mode is put back afterwards.
+
+        Pyro's handlers and store are the process's: one thread at a time is inside.
+        """
+        with LOCK:
+            flags = {module: module.training for module in self.modules()}
+            self.eval()
+            try:
+                yield
+            finally:
+                for module, flag in flags.items():
+                    module.training = flag
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers by name."""
@@ -185,6 +195,9 @@ class Program(nn.Module):
             for part in (self.model, self.guide):
                 if part is not None:
                     part(*head.args, **head.kwargs)
+        for part in (self.model, self.guide):
+            if part is not None:
+                part.scope.require_settled()
         self._adopted = True
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 
 from amortize.errors import ArgumentError
@@ -38,9 +38,12 @@ def simulate(program: Program, data: Data, *, seed: int) -> tuple[dict[str, np.n
     structure = program.structure(data)
     record = Record()
     with pyro_rng(seed, "simulate"), unvalidated(), torch.no_grad(), record:
-        poutine.uncondition(program.model)(*data.args, **data.kwargs)
-    inside = {name: msg for name, msg in record.messages.items() if data_dim(msg, structure.plate) is not None}
-    arrays = {name: to_front(msg["value"], msg, structure.plate) for name, msg in inside.items()}
+        program.model.unobserved(*data.args, **data.kwargs)
+    wanted = {name for name, msg in record.messages.items() if not isinstance(msg["fn"], Unit)}
+    wanted &= {*structure.sites, *structure.observed}
+    arrays = {
+        name: to_front(msg["value"], msg, structure.plate) for name, msg in record.messages.items() if name in wanted
+    }
     latents = {name: array for name, array in arrays.items() if name in structure.sites}
     observed = {name: array for name, array in arrays.items() if name in structure.observed}
     return latents, observed
@@ -85,4 +88,4 @@ def _mean(msg: Mapping[str, Any]) -> Tensor | None:
         mean: Tensor = msg["fn"].mean
     except (NotImplementedError, AttributeError):
         return None
-    return mean
+    return mean if bool(torch.isfinite(mean).all()) and mean.shape == msg["value"].shape else None

@@ -37,7 +37,8 @@ class Site:
 class Structure:
     """The data plate, the latent sites in order, and the names of observed sites inside and outside the plate.
 
-    ``scaled`` names the sites under a ``poutine.scale`` of the user's; ``dtype`` is the floating type of the latents.
+    ``scaled`` names the sites under a ``poutine.scale`` of the user's; ``dtype`` is the floating type of the latents;
+    ``full_size`` is the size that a subsampling plate declares, None where the plate follows the batch.
     """
 
     plate: str
@@ -46,6 +47,7 @@ class Structure:
     outside: tuple[str, ...]
     scaled: tuple[str, ...]
     dtype: torch.dtype
+    full_size: int | None = None
 
     @property
     def dim(self) -> int:

@@ -72,6 +72,22 @@ def test_the_validation_elbo_is_the_guides():
     assert abs(row.validation_elbo - exact.mean()) < 0.5
 
 
+def test_a_subsampling_plate_gives_the_elbo_a_datapoint_too():
+    def model(x):
+        with pyro.plate("data", 10_000, subsample=x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("data", 10_000, subsample=x):
+            pyro.sample("z", dist.Normal(x / 2 + shift, 0.5**0.5))
+
+    x = torch.linspace(-1, 1, 10)
+    elbo = am.fit(am.Program(model, guide), x, num_steps=1).history.elbo[0]
+    assert elbo == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(x).mean().item(), abs=1e-4)
+
+
 def test_clipping_bounds_the_step():
     analysis, x = linear_vae()
     before = analysis.program().state()

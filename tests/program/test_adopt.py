@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import cloudpickle
 import pyro
@@ -16,7 +19,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import amortize as am
-from amortize.errors import ParameterNameError
+from amortize.errors import ArgumentError, ParameterNameError
 from amortize.program.adopt import find_modules
 
 X = torch.linspace(-1, 1, 8)
@@ -172,3 +175,89 @@ def test_a_saved_program_loads_in_a_new_process(tmp_path):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(out.stdout) == pytest.approx(float(expected), rel=1e-6)
+
+
+IMPORTABLE = """
+import pyro, torch
+import pyro.distributions as dist
+import amortize as am
+encoder = torch.nn.Linear(1, 1)
+def model(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+def guide(x):
+    NAMED
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("z", dist.Normal(encoder(x[:, None]).squeeze(-1), 0.45))
+def program():
+    return am.Program(model, guide)
+"""
+
+
+@pytest.mark.parametrize("named", ['pyro.module("encoder", encoder)', "pass"])
+def test_networks_of_importable_functions_come_back_too(tmp_path, named):
+    """The functions are pickled by reference: their module-level networks must take the saved values all the same."""
+    (tmp_path / "my_model.py").write_text(IMPORTABLE.replace("NAMED", named))
+    head = "import torch, my_model, amortize as am; torch.set_num_threads(1); x = torch.linspace(-1, 1, 8); "
+    score = "print(am.posterior(f.program, x, num_draws=50)['lp'].mean())"
+    fit = "f = am.fit(my_model.program(), x, num_steps=30, training=am.Training(learning_rate=0.1)); f.save('f.pt'); "
+    outs = []
+    for body in (fit + score, "f = am.load('f.pt'); " + score):
+        run = [sys.executable, "-c", head + body]
+        outs.append(subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path, env=_environment()))
+    assert float(outs[0].stdout) == pytest.approx(float(outs[1].stdout), rel=1e-6)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(am.__file__).parents[1]), "."])}
+
+
+def test_a_copy_that_would_share_networks_is_refused():
+    program = am.Program(*functions(nn.Linear(1, 1), 0.5))
+    with pytest.raises(ArgumentError, match="Make the program anew"):
+        copy.deepcopy(program)
+
+
+def test_networks_named_in_inner_functions_and_callable_objects_are_found():
+    net, other = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    class Callable:
+        def __call__(self, x):
+            return [other(y) for y in x]
+
+    assert find_modules(lambda x: [net(value) for value in x]) == [net]
+    assert find_modules(Callable()) == [other]
+
+
+def test_the_store_survives_threads():
+    pyro.param("mine", torch.tensor(3.0))
+    try:
+        programs = [am.Program(*functions(nn.Linear(1, 1), 0.5)) for _ in range(3)]
+        threads = [threading.Thread(target=am.fit, args=(p, X), kwargs={"num_steps": 20}) for p in programs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(pyro.get_param_store().keys()) == ["mine"]
+    finally:
+        pyro.clear_param_store()
+
+
+def test_a_state_with_parameters_the_program_never_makes_is_refused():
+    other = am.Program(*functions(nn.Linear(1, 1), 0.5))
+    other.prepare(X)
+    state = {name.replace("sigma", "tau"): value for name, value in other.state().items()}
+    program = am.Program(*functions(nn.Linear(1, 1), 0.5))
+    program.restore(state)
+    with pytest.raises(ArgumentError, match="tau"):
+        program.prepare(X)
+
+
+def test_looking_at_a_program_leaves_batch_norm_alone():
+    net = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    program = am.Program(*functions(net, 0.5))
+    before = net[1].running_mean.clone()
+    program.describe(X[:1])
+    program.dim(X)
+    assert torch.equal(net[1].running_mean, before) and net.training

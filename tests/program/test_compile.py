@@ -52,6 +52,15 @@ def test_a_branch_on_values_falls_back_to_eager_with_the_reason():
     torch.testing.assert_close(compiled(-torch.ones(2, 2)), torch.full((2,), 2.0))
 
 
+def test_a_branch_through_numpy_is_not_baked_in():
+    def branching(u):
+        return u.sum(-1) if u.detach().numpy().sum() > 0 else -u.sum(-1)
+
+    compiled = Compiled(branching, (torch.ones(2, 2),), (torch.ones(2, 2),))
+    assert "eager" in compiled.describe()
+    torch.testing.assert_close(compiled(-torch.ones(2, 2)), torch.full((2,), 2.0))
+
+
 def test_a_graph_that_differs_is_dropped():
     calls = []
 

@@ -11,7 +11,16 @@ from scipy import integrate
 from torch.distributions import biject_to
 
 import amortize as am
-from amortize.errors import DiscreteLatentError, GuideMismatchError, UnboundedDiscreteError
+from amortize.errors import (
+    AmortizeWarning,
+    ArgumentError,
+    ContractError,
+    DiscreteLatentError,
+    DynamicStructureError,
+    GuideMismatchError,
+    NotIndependentError,
+    UnboundedDiscreteError,
+)
 from tests.problems import CONJUGATE, PROBLEMS
 
 
@@ -109,6 +118,132 @@ def test_masked_observations_add_nothing():
     data = program.prepare((x, mask))
     terms = program.log_joint(data).terms(data, u=torch.zeros(3, 1))
     assert terms.likelihood[1] == 0 and bool((terms.likelihood[[0, 2]] != 0).all())
+
+
+def test_masked_latents_are_scored_as_normalised():
+    """What a mask hides enters no observation, so scoring it changes no evidence; a flat density would."""
+
+    def model(x, mask):
+        with pyro.plate("data", x.shape[0]), pyro.poutine.mask(mask=mask):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x, mask = torch.tensor([0.3, -1.0]), torch.tensor([True, False])
+    local = am.fit_local(am.Program(model), (x, mask))
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x) * mask
+    np.testing.assert_allclose(local.elbo, exact, atol=0.01)
+
+
+def test_a_plate_without_a_size_follows_the_data():
+    def model(x):
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    program = am.Program(model)
+    data = program.prepare(torch.tensor([0.3, -1.0, 2.0, 0.0, 1.0]))
+    assert program.log_joint(data)(data, torch.zeros(2, 5, 1)).shape == (2, 5)
+
+
+def test_deterministic_sites_and_factors_are_no_observations():
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.factor("likelihood", -0.5 * (x - z) ** 2)
+            pyro.sample("k", dist.Categorical(logits=torch.stack([z, -z], -1)), obs=(x > 0).long())
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x / 2, 0.7))
+            pyro.deterministic("shown", z)
+
+    program, x = am.Program(model, guide), torch.tensor([0.3, -1.0, 2.0])
+    assert am.posterior(program, x, num_draws=2)["z"].shape == (2, 3)
+    assert set(program.simulate(x)[1]) == {"k"} and program.reconstruct(x) == {}
+
+
+def test_given_latents_stay_out_of_the_guides_density_and_of_simulations():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(pyro.param("shift", torch.tensor(0.0)), 1.0))
+        with pyro.plate("data", x.shape[0]):
+            loc = pyro.param("loc", torch.tensor(0.0))
+            pyro.sample("z", dist.Normal((x + 5) / 2 + loc, 0.5**0.5))
+
+    program, x = am.Program(model, guide, condition={"w": 5.0}), torch.tensor([3.0, 5.0, 7.0, 4.0])
+    latents, _ = program.simulate(torch.zeros(400))
+    assert abs(latents["z"].mean() - 5) < 0.5
+    result = am.evidence(program, x, method=am.ImportanceSampling(num_draws=50))
+    np.testing.assert_allclose(result.log_evidence, dist.Normal(5.0, 2**0.5).log_prob(x), atol=1e-5)
+    history = am.fit(program, x, num_steps=20, training=am.Training(learning_rate=0.1)).history
+    assert history.elbo.max() < 0
+    with pytest.raises(ArgumentError, match="'nope'"):
+        am.evidence(am.Program(model, condition={"w": 1.0, "nope": 1.0}), x)
+
+
+def test_scaled_latents_are_refused_and_scaled_observations_said_to_be():
+    def model(latent, observed):
+        def run(x):
+            with pyro.plate("data", x.shape[0]):
+                with pyro.poutine.scale(scale=latent):
+                    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                with pyro.poutine.scale(scale=observed):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return am.Program(run)
+
+    with pytest.raises(ContractError, match=r"poutine\.scale"):
+        am.evidence(model(2.0, 1.0), torch.zeros(3), method=am.AIS(num_chains=2, num_temperatures=2))
+    with pytest.warns(AmortizeWarning, match="scaled likelihood"):
+        am.evidence(model(1.0, 2.0), torch.zeros(3), method=am.AIS(num_chains=2, num_temperatures=2))
+
+
+def circular(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.VonMises(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.sin(), 1.0), obs=x)
+
+
+def on_the_sphere(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.ProjectedNormal(torch.ones(3)))
+        pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+
+def pointlike(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Delta(torch.zeros(x.shape[0])))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [(circular, "circular"), (on_the_sphere, "circular"), (pointlike, "Delta")]
+)
+def test_latents_without_a_density_over_u_are_refused(model, message):
+    with pytest.raises(ContractError, match=message):
+        am.evidence(am.Program(model), torch.zeros(4))
+
+
+def test_guides_that_are_random_or_mix_rows_are_refused():
+    def guide(shift):
+        def run(x):
+            with pyro.plate("data", x.shape[0]):
+                pyro.sample("a", dist.Normal(shift(x), 1.0))
+                pyro.sample("b", dist.LogNormal(0.0, 1.0))
+
+        return run
+
+    x = torch.linspace(0, 1, 5)
+    with pytest.raises(DynamicStructureError, match=r"log q\(z \| x\)"):
+        am.posterior(am.Program(two_site_model, guide(lambda x: x + torch.randn_like(x))), x)
+    with pytest.raises(NotIndependentError, match=r"log q\(z \| x\)"):
+        am.posterior(am.Program(two_site_model, guide(lambda x: x - x.mean(0))), x)
 
 
 def test_extreme_logits_stay_finite():

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -161,7 +162,13 @@ def _collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
         groups=groups,
         attrs=_attrs(pipeline, fitted),
     )
+    if ledger is None:  # a ledger's index names the datapoints by itself
+        tree = tree.map_over_datasets(_named, kwargs={"rows": pipeline.prepared.split.rows})
     return StudyResult(tree, ledger, fitted, out)
+
+
+def _named(dataset: xr.Dataset, rows: NDArray[np.int64]) -> xr.Dataset:
+    return dataset.assign_coords(datapoint=rows) if "datapoint" in dataset.dims else dataset
 
 
 def _grouped(draws: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:

@@ -3,8 +3,8 @@
     python benchmarks/known_answers.py [--seeds 8]
 
 Prints a markdown table: the error of the mean over datapoints, its mean, spread and largest size over seeds, and the
-figure asked for. The model is ``am.models.FactorAnalysis.random()``: W and b standard normal, psi uniform on [0.25, 1], so that the
-posterior is about five times narrower than the prior.
+figure asked for. The model is ``am.models.FactorAnalysis.random()``: W and b standard normal, psi uniform on [0.25, 1],
+so that the posterior is about five times narrower than the prior.
 """
 
 from __future__ import annotations

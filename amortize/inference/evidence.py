@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from amortize.diagnostics.psis import psis
 from amortize.diagnostics.weights import effective_sample_size, log_evidence_se, log_mean_exp
-from amortize.errors import ArgumentError
+from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.ais import AIS, run_ais
 from amortize.inference.importance import ImportanceSampling, log_ratios
 from amortize.inference.local import LocalPosterior
@@ -24,6 +25,7 @@ from amortize.random import check_seed, stream_seed
 __all__ = ["Evidence", "evidence"]
 
 MAX_ROWS = 2**15
+LEAST_ESS = 2.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Evidence:
     Attributes
     ----------
     log_evidence, se
-        (N,) estimate and its standard error, nats.
+        (N,) estimate and its standard error, nats; the error is NaN where one draw carries the weight.
     ess, khat
         (N,) effective sample size of the weights, and Pareto k-hat (NaN where there are too few draws to say).
     acceptance, num_nonfinite
@@ -79,7 +81,7 @@ class Evidence:
     def __str__(self) -> str:
         good = np.isfinite(self.log_evidence)
         mean = self.log_evidence[good].mean() if good.any() else np.nan
-        error = np.sqrt(np.square(self.se[good]).sum()) / max(good.sum(), 1)
+        error = np.sqrt(np.nansum(np.square(self.se[good]))) / max(good.sum(), 1)
         return (
             f"{self.method} from the {self.start}: mean log p(x) {mean:.3f} +- {error:.3f} nats (Monte Carlo) over "
             f"{good.sum()} of {len(good)} datapoints"
@@ -137,6 +139,7 @@ def evidence(
             parts = _by_annealing(origin, data, method, stream)
         else:
             raise ArgumentError(f"method: expected am.AIS(...) or am.ImportanceSampling(...), got {method!r}")
+    _mark_hopeless(parts, warn=isinstance(method, AIS))
     return Evidence(
         **parts,
         settings=asdict(method),
@@ -145,6 +148,24 @@ def evidence(
         upper=None,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _mark_hopeless(parts: dict[str, Any], *, warn: bool) -> None:
+    """Where one draw carries the weight, the error is unknown: no standard error, and a warning.
+
+    Importance sampling has its k-hat to say so; chains are too few for one.
+    """
+    num_draws = len(parts["log_weights"])
+    hopeless = parts["ess"] < min(LEAST_ESS, 1 + 0.25 * (num_draws - 1))
+    parts["se"] = np.where(hopeless, np.nan, parts["se"])
+    if warn and hopeless.any():
+        warnings.warn(
+            f"for {int(hopeless.sum())} of {len(hopeless)} datapoints one of {num_draws} draws carries nearly all the "
+            "weight: their log evidence is probably too low, by an unknown amount (standard error NaN). Anneal more slowly "
+            "(num_temperatures), take more chains, or start from a guide or local posterior nearer to the posterior",
+            AmortizeWarning,
+            stacklevel=3,
+        )
 
 
 def make_start(program: Program, data: Data, start: str | LocalPosterior | None) -> Start:

@@ -106,7 +106,8 @@ def stratified_normal(like: Tensor, num_strata: int, generator: torch.Generator)
     shape = (num_strata, len(like) // num_strata, like.shape[-1])
     noise = torch.rand((2, *shape), generator=generator, device=like.device, dtype=torch.float64)
     level = (noise[0].argsort(0) + noise[1]) / num_strata
-    return torch.special.ndtri(level.clamp(TINY, 1 - TINY)).to(like.dtype).reshape(like.shape)
+    normal: Tensor = torch.special.ndtri(level.clamp(TINY, 1 - TINY))
+    return normal.to(like.dtype).reshape(like.shape)
 
 
 def _choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:

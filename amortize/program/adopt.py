@@ -124,7 +124,7 @@ class Adopted(nn.Module):
 
         A function that can be imported is pickled by reference, its networks by value.
         """
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         found = nn.ModuleList(find_modules(self.function))
         if [id(module) for module in found] == [id(module) for module in self.networks]:
             return

@@ -139,7 +139,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     >>> import amortize as am
     >>> model = am.models.FactorAnalysis.random(latent_dim=2, data_dim=3)
     >>> x = model.simulate(4)
-    >>> method = am.AIS(num_chains=4, num_temperatures=10)
+    >>> method = am.AIS(num_chains=16, num_temperatures=30)
     >>> ledger = am.gaps(model.program(), x, families=("mean-field",), method=method, num_draws=50)
     >>> ledger.guide_family, ledger.table.shape
     ('mean-field', (4, 14))
@@ -227,7 +227,9 @@ def _summary_row(column: pd.Series, row_se: pd.Series | None) -> tuple[float, fl
     se = kept.std(ddof=1) / np.sqrt(num) if num > 1 else np.nan
     mc_se = np.nan
     if row_se is not None and num:
-        mc_se = np.sqrt(np.square(row_se.to_numpy(dtype=np.float64)[finite]).sum()) / num
+        errors = row_se.to_numpy(dtype=np.float64)[finite]
+        known = np.isfinite(errors)
+        mc_se = np.sqrt(np.square(errors[known]).sum()) / num if known.any() else np.nan
     return float(mean), float(se), float(mc_se), len(values) - num
 
 

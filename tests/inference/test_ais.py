@@ -9,13 +9,16 @@ import pytest
 import torch
 
 import amortize as am
-from amortize.errors import ArgumentError
+from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.ais import run_ais, run_pilot
 from amortize.inference.starts import PriorStart
 from tests.problems import CONJUGATE, PROBLEMS
 from tests.statistics import z_value
 
 NUM_CHECKS = 2 * len(PROBLEMS)
+
+
+few_chains = pytest.mark.filterwarnings("ignore:for .* draws carries nearly all:amortize.errors.AmortizeWarning")
 
 
 def relative_weights(evidence: am.Evidence, exact: np.ndarray) -> np.ndarray:
@@ -53,6 +56,7 @@ def factor_analysis():
     return analysis, x, analysis.log_evidence(x).detach().double().numpy()
 
 
+@few_chains
 @pytest.mark.parametrize("num_temperatures", [3, 10])
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_factor_analysis_weights_are_unbiased(factor_analysis, num_temperatures, start):
@@ -100,6 +104,16 @@ def test_the_pilot_freezes_and_shares_no_noise_with_the_run(factor_analysis):
     torch.testing.assert_close(run.step_sizes, plan.step_sizes)
 
 
+def test_weights_that_one_chain_carries_have_no_standard_error_and_a_warning(factor_analysis):
+    analysis, x, exact = factor_analysis
+    with pytest.warns(AmortizeWarning, match="probably too low"):
+        evidence = am.evidence(analysis.program(), x, method=am.AIS(num_temperatures=3), start="prior")
+    hopeless = np.isnan(evidence.se)
+    assert hopeless.any() and (evidence.ess[hopeless] < 2).all()
+    assert (evidence.log_evidence - exact)[hopeless].mean() < -0.5
+
+
+@few_chains
 def test_the_pilot_beats_a_linear_schedule_with_one_step_size(factor_analysis):
     analysis, x, exact = factor_analysis
     losses = []
@@ -141,6 +155,7 @@ def test_scaling_and_renaming_change_nothing():
     np.testing.assert_allclose(runs[2].log_weights, runs[0].log_weights)
 
 
+@few_chains
 def test_a_datapoint_that_fails_is_marked_and_spoils_no_other():
     def model(x):
         with pyro.plate("data", x.shape[0]):

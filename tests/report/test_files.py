@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import xarray as xr
 
-from amortize.errors import DataError
 from amortize.atomic import replacing
+from amortize.errors import DataError
 from amortize.report.files import read_tree, write_text, write_tree
 from tests.report import examples
 

@@ -233,7 +233,7 @@ def test_the_advice_on_a_linear_vae_names_the_term_that_is_there():
 
 def test_one_seed_gives_one_ledger_and_another_seed_another():
     model, x = linear_vae(0.1, num=8)
-    settings = {"method": am.AIS(num_chains=4, num_temperatures=5), "num_draws": 20, "families": ("mean-field",)}
+    settings = {"method": am.AIS(num_chains=16, num_temperatures=20), "num_draws": 20, "families": ("mean-field",)}
     first, again, other = (am.gaps(model.program(), x, seed=seed, **settings) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(first.table, again.table)
     assert not first.table["elbo_guide"].equals(other.table["elbo_guide"])

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from amortize.errors import ArgumentError, check_count
 from amortize.inference import schedule as schedules
+from amortize.inference import whitening
 from amortize.inference.hmc import HMC, HMCParameters, hmc
 from amortize.inference.path import GeometricPath, Point
 from amortize.inference.starts import Start, scale_of
@@ -42,8 +43,7 @@ TARGET_ACCEPTANCE = 0.8
 PILOT_PASSES = 2
 PILOT_POWER = 3.0  # the first pass crowds its temperatures near the start, where most happens
 FIRST_STEP, SMALLEST_STEP = 0.1, 1e-4
-WINDOW = 9  # temperatures over which the pilot's spread in u is averaged
-SCALE_RANGE = (1e-3, 1e1)  # of the start's scale
+WINDOW = 25  # temperatures over which the pilot's spread in u is averaged
 ADAPTATION_RATE = 0.3
 SCHEDULES = ("pilot", "linear")
 
@@ -87,7 +87,7 @@ class AIS:
 
 
 class Plan(NamedTuple):
-    """What the pilot leaves behind, frozen: betas (T + 1,), step sizes (T, N), whitening scales (T, N, D)."""
+    """What the pilot leaves behind, frozen: betas (T + 1,), step sizes (T, N), whitening (T, N, D) or (T, N, D, D)."""
 
     betas: Tensor
     step_sizes: Tensor
@@ -97,7 +97,8 @@ class Plan(NamedTuple):
 class Annealed(NamedTuple):
     """A run: log weights (C, N), acceptance (T, N), non-finite proposals (N,), and what a pilot learns from.
 
-    ``spread`` (T + 1,) is that of the log ratio, ``variance`` (T, N, D) that of u over chains.
+    ``spread`` (T + 1,) is that of the log ratio, ``variance`` (T, N, D) or (T, N, D, D) that of u over chains (empty
+    where the run doesn't adapt).
     """
 
     log_weights: Tensor
@@ -160,13 +161,13 @@ def _refine(plan: Plan, run: Annealed, scale: Tensor, num_temperatures: int, set
     betas = schedules.linear(num_temperatures)
     if settings.schedule == "pilot":
         betas = schedules.equal_length(plan.betas, run.spread, num_temperatures)
-    learned = schedules.smooth(run.variance, WINDOW).sqrt()
-    learned = torch.where(torch.isfinite(learned), learned, scale)
-    learned = torch.clamp(learned, SCALE_RANGE[0] * scale, SCALE_RANGE[1] * scale)
-    change = (plan.scales / learned).log().mean(-1).exp()
-    size = (run.step_sizes * change).clamp(SMALLEST_STEP, _largest_step(settings.kernel))
-    at = plan.betas[1:]
-    return Plan(betas, schedules.interpolate(at, size, betas[1:]), schedules.interpolate(at, learned, betas[1:]))
+    at, wanted = plan.betas[1:], betas[1:]
+    spread = schedules.smooth(run.variance, WINDOW)
+    num_draws = WINDOW * (PILOT_CHAINS - 1)
+    change = whitening.log_size(plan.scales) - whitening.log_size(whitening.learn(spread, scale, num_draws))
+    size = (run.step_sizes * change.exp()).clamp(SMALLEST_STEP, _largest_step(settings.kernel))
+    learned = whitening.learn(schedules.interpolate(at, spread, wanted), scale, num_draws)
+    return Plan(betas, schedules.interpolate(at, size, wanted), learned)
 
 
 @torch.no_grad()
@@ -186,7 +187,7 @@ def anneal(
     state = path.evaluate(u)
     log_weights = torch.zeros_like(state.ratio)
     acceptance, sizes = u.new_zeros(steps, num), u.new_zeros(steps, num)
-    variance = torch.zeros_like(plan.scales)
+    variance: list[Tensor] = []
     nonfinite = torch.zeros(num, dtype=torch.long, device=u.device)
     spread = [_spread(state.ratio, chains)]
     for t in tqdm(range(steps), desc="pilot" if adapt else "annealing", leave=False, disable=None):
@@ -196,17 +197,17 @@ def anneal(
         log_weights = log_weights + (betas[t + 1] - betas[t]) * state.ratio
         column = sizes[t].repeat(chains).unsqueeze(-1)
         beta = betas[t + 1].expand(len(u), 1)
-        scale = plan.scales[t].repeat(chains, 1)
-        state, info = hmc(state, path, HMCParameters(beta, column, scale, kernel, strata), noise)
+        state, info = hmc(state, path, HMCParameters(beta, column, plan.scales[t], kernel, strata), noise)
         acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
         nonfinite += (~info.finite).reshape(chains, num).sum(0)
         spread.append(_spread(state.ratio, chains))
         if adapt:
-            variance[t] = state.u.reshape(chains, num, -1).var(0)
+            variance.append(whitening.spread_over_chains(state.u, num))
             rise = torch.exp(ADAPTATION_RATE * (acceptance[t] - TARGET_ACCEPTANCE))
             factor = sizes[t] * rise / plan.step_sizes[t]
     weights = log_weights.reshape(chains, num)
-    return Annealed(weights, acceptance, nonfinite, torch.stack(spread), sizes, variance, state)
+    learned = torch.stack(variance) if variance else u.new_zeros(0)
+    return Annealed(weights, acceptance, nonfinite, torch.stack(spread), sizes, learned, state)
 
 
 def _spread(ratio: Tensor, chains: int) -> Tensor:

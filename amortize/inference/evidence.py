@@ -26,6 +26,7 @@ __all__ = ["Evidence", "evidence"]
 
 MAX_ROWS = 2**15
 LEAST_ESS = 2.0
+FEW_DRAWS = 5  # below, the effective sample size can't tell
 
 
 @dataclass(frozen=True)
@@ -156,13 +157,15 @@ def _mark_hopeless(parts: dict[str, Any], *, warn: bool) -> None:
     Importance sampling has its k-hat to say so; chains are too few for one.
     """
     num_draws = len(parts["log_weights"])
-    hopeless = parts["ess"] < min(LEAST_ESS, 1 + 0.25 * (num_draws - 1))
+    if num_draws < FEW_DRAWS:
+        return
+    hopeless = parts["ess"] < LEAST_ESS
     parts["se"] = np.where(hopeless, np.nan, parts["se"])
     if warn and hopeless.any():
         warnings.warn(
             f"for {int(hopeless.sum())} of {len(hopeless)} datapoints one of {num_draws} draws carries nearly all the "
-            "weight: their log evidence is probably too low, by an unknown amount (standard error NaN). Anneal more slowly "
-            "(num_temperatures), take more chains, or start from a guide or local posterior nearer to the posterior",
+            "weight: their log evidence is probably too low, by an unknown amount (standard error NaN). Anneal more "
+            "slowly (num_temperatures), take more chains, or start from a guide or local posterior nearer to the posterior",
             AmortizeWarning,
             stacklevel=3,
         )

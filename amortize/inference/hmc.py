@@ -1,8 +1,8 @@
 r"""Hamiltonian Monte Carlo on a tempered density, rows independent of one another.
 
-Leapfrog in coordinates whitened by ``scale`` (a diagonal mass matrix 1 / scale^2), step size jittered by 10 % a call,
-Metropolis correction; a proposal whose energy is not finite is rejected and counted (Neal 2011, "MCMC using Hamiltonian
-dynamics", sections 3 and 5.4). The value of the density is needed at the last step only; inner steps ask for gradients.
+Leapfrog in whitened coordinates (see ``whitening``), step size jittered by 10 % a call, Metropolis correction; a
+proposal whose energy is not finite is rejected and counted (Neal 2011, "MCMC using Hamiltonian dynamics", sections 3
+and 5.4). The value of the density is needed at the last step only; inner steps ask for gradients.
 
 Velocities may be stratified over the chains of a datapoint (a Latin hypercube: in each dimension, every chain takes
 another stratum of the normal distribution). Each chain by itself is as before; together they cover the distribution
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from amortize.errors import ArgumentError, check_count
 from amortize.inference.path import GeometricPath, Point
+from amortize.inference.whitening import pull, push
 
 __all__ = ["HMC", "HMCInfo", "HMCParameters", "hmc", "stratified_normal"]
 
@@ -47,7 +48,7 @@ class HMC:
 
 
 class HMCParameters(NamedTuple):
-    """``beta`` and ``step_size`` are (B, 1), ``scale`` is (B, D); rows are ``num_strata`` chains of each datapoint."""
+    """``beta`` and ``step_size`` (B, 1), the whitening ``scale`` (N, D) or (N, D, D), strata of velocities."""
 
     beta: Tensor
     step_size: Tensor
@@ -69,16 +70,16 @@ def hmc(
 ) -> tuple[Point, HMCInfo]:
     """One transition of B independent chains that leaves the tempered density invariant."""
     beta, scale, settings = parameters.beta, parameters.scale, parameters.settings
-    step = _jittered(parameters.step_size, settings.jitter, generator) * scale
+    step = _jittered(parameters.step_size, settings.jitter, generator)
     velocity = stratified_normal(state.u, parameters.num_strata, generator)
     start_energy = _energy(state, beta, velocity)
-    velocity = velocity + 0.5 * step * state.gradient(beta)
-    u = state.u + step * velocity
+    velocity = velocity + 0.5 * step * pull(scale, state.gradient(beta))
+    u = state.u + step * push(scale, velocity)
     for _ in range(settings.num_leapfrog - 1):
-        velocity = velocity + step * target.gradient(u, beta)
-        u = u + step * velocity
+        velocity = velocity + step * pull(scale, target.gradient(u, beta))
+        u = u + step * push(scale, velocity)
     proposal = target.evaluate(u)
-    velocity = velocity + 0.5 * step * proposal.gradient(beta)
+    velocity = velocity + 0.5 * step * pull(scale, proposal.gradient(beta))
     change = _energy(proposal, beta, velocity) - start_energy
     finite = torch.isfinite(_energy(proposal, beta, velocity))
     log_accept = torch.where(finite & ~torch.isnan(change), change, -torch.inf)

@@ -100,7 +100,7 @@ def test_the_pilot_freezes_and_shares_no_noise_with_the_run(factor_analysis):
         plan = run_pilot(start, data, settings, seed=3)
         run = run_ais(start, data, settings, seed=3)
     assert plan.betas[0] == 0 and plan.betas[-1] == 1 and bool((plan.betas.diff() > 0).all())
-    assert plan.step_sizes.shape == (12, 8) and plan.scales.shape == (12, 8, 5)
+    assert plan.step_sizes.shape == (12, 8) and plan.scales.shape == (12, 8, 5, 5)
     torch.testing.assert_close(run.step_sizes, plan.step_sizes)
 
 

@@ -165,7 +165,7 @@ def _mark_hopeless(parts: dict[str, Any], *, warn: bool) -> None:
         warnings.warn(
             f"for {int(hopeless.sum())} of {len(hopeless)} datapoints one of {num_draws} draws carries nearly all the "
             "weight: their log evidence is probably too low, by an unknown amount (standard error NaN). Anneal more "
-            "slowly (num_temperatures), take more chains, or start nearer to the posterior (a guide, a local posterior)",
+            "slowly (num_temperatures), take more chains, or start nearer to the posterior (guide, local posterior)",
             AmortizeWarning,
             stacklevel=3,
         )

@@ -41,8 +41,10 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
         elif program == "amortize":
             subcommand = command.commands[words[0]]  # type: ignore[attr-defined]
             subcommand.make_context(words[0], words[1:])  # parses the options, runs nothing
+        elif program == "python":
+            assert (ROOT / words[0]).is_file()
         else:
-            pytest.fail(f"{page.name}: {line!r} is neither make nor amortize")
+            pytest.fail(f"{page.name}: {line!r} is none of make, amortize and python")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

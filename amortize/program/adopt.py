@@ -114,6 +114,9 @@ class Adopted(nn.Module):
         super().__init__()
         self.scope = scope
         self.networks = nn.ModuleList(find_modules(function))
+        for parameter in self.networks.parameters():
+            if not parameter.is_contiguous():  # the store would copy it, and train the copy
+                parameter.data = parameter.data.contiguous()
         scope.borrow(self.networks)
         self.condition: dict[str, Tensor] = {}
         self.hides_condition = False  # a guide's density leaves out what is given

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 import amortize
-from amortize.study.store import RunStore, Stage, hash_json
+from amortize.study.store import RunStore, Stage, hash_json, read_manifest
 
 __all__ = ["Codec", "Stages", "arrays_codec", "dataclass_codec", "versions"]
 
@@ -55,7 +55,7 @@ class Stages:
 
     def __init__(self, store: RunStore | None, console: Console | None, common: Mapping[str, Any]) -> None:
         self.seconds: dict[str, float] = {}
-        self.finished: list[str] = []
+        self._keys: dict[str, str] = {}
         self._store = store
         self._console = console
         self._common = dict(common)
@@ -64,11 +64,11 @@ class Stages:
     def run(self, name: str, inputs: Mapping[str, Any], codec: Codec[T], compute: Callable[[], T]) -> T:
         """Give the stage's result: the finished one if its inputs are the same, else a new one."""
         key = hash_json({**self._common, "stage": name, "inputs": inputs})
+        self._keys[name] = key
         found = self._store.find(name, key) if self._store else None
         if self._store is not None and found is not None:
             self._say(name, "kept", found.seconds)
             self.seconds[name] = found.seconds
-            self.finished.append(name)
             return codec.read(self._store.path(found))
         self._say(name, "...", None)
         begin = time.perf_counter()
@@ -78,9 +78,15 @@ class Stages:
             file = f"{name.replace(' ', '-')}{codec.suffix}"
             stage = Stage(name, key, file, "", self.seconds[name])
             self._store.save(stage, lambda path: codec.write(result, path))
-        self.finished.append(name)
         self._say(name, "done", self.seconds[name])
         return result
+
+    @property
+    def finished(self) -> list[str]:
+        """Stages of this run that the manifest on disk holds: what a resumed run will find."""
+        if self._store is None:
+            return []
+        return [name for name, stage in read_manifest(self._store.folder).items() if self._keys.get(name) == stage.key]
 
     def _say(self, name: str, verb: str, seconds: float | None) -> None:
         if self._console is None:

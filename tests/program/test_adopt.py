@@ -261,3 +261,23 @@ def test_looking_at_a_program_leaves_batch_norm_alone():
     program.describe(X[:1])
     program.dim(X)
     assert torch.equal(net[1].running_mean, before) and net.training
+
+
+def test_parameters_in_any_memory_layout_are_trained():
+    net = nn.Linear(2, 3)
+    net.weight = nn.Parameter(torch.randn(2, 3).T)
+    assert not net.weight.is_contiguous()
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(net(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+    before = net.weight.detach().clone()
+    am.fit(am.Program(model, guide), torch.randn(5, 3), num_steps=2, training=am.Training(learning_rate=0.1))
+    assert not torch.equal(net.weight, before)

@@ -9,7 +9,7 @@ import pytest
 
 import amortize as am
 from amortize.data import load_digits
-from amortize.errors import AmortizeError, ArgumentError, ParameterNameError
+from amortize.errors import AmortizeError, ArgumentError
 from amortize.study.spec import Study
 from amortize.study.store import read_manifest
 from tests.statistics import z_value
@@ -154,9 +154,6 @@ def test_evidence_by_importance_sampling(folder: Path) -> None:
     assert (result.ledger.table.log_evidence >= result.ledger.table.elbo_guide).all()
 
 
-@pytest.mark.xfail(
-    raises=ParameterNameError, strict=False, reason="Pyro copies parameters that are not contiguous, as W of the PCA is"
-)
 def test_a_study_of_factor_analysis_finds_its_exact_evidence() -> None:
     study = tiny(
         program={"target": "factor-analysis", "settings": {"latent_dim": 3}},

@@ -32,6 +32,7 @@ __all__ = ["app"]
 P = ParamSpec("P")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNEXPECTED = 1
 TRACEBACK_VARIABLE = "AMORTIZE_TRACEBACK"
 
 app = typer.Typer(
@@ -60,6 +61,12 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt as error:
             _show("Stopped", str(error), "bold yellow")
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # nobody foresaw it: still one screen, and what is finished is kept
+            where = f"{TRACEBACK_VARIABLE}=1 shows where. Finished stages of a run are kept."
+            _show(f"Unexpected {type(error).__name__}", f"{error}\n{where}", "bold red")
+            raise typer.Exit(EXIT_UNEXPECTED) from error
 
     return wrapper
 

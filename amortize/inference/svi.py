@@ -249,8 +249,8 @@ class _Run:
         if self.skipped >= MOST_SKIPPED:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.skipped} steps in a row (step {step}, loss {loss}). "
-                "Lower Training(learning_rate=...), clip gradients with clip_norm=, or look for data outside a "
-                "distribution's support with program.check(x)"
+                "Lower the learning rate, clip gradients (clip_norm), or look for data outside a distribution's "
+                "support with program.check(x)"
             )
 
     def _rate(self, step: int) -> float:

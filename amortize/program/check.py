@@ -12,7 +12,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import TransformedDistribution, biject_to
 
-from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
+from amortize.errors import AmortizeError, ContractError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.data import Data
 from amortize.program.density import GuideDensity
 from amortize.program.discover import HEAD, has_user_scale, run_recorded
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amortize.program.density import LogJoint
     from amortize.program.program import Program
 
-__all__ = ["CheckReport", "CheckRow", "check_program", "verify_guide", "verify_independent"]
+__all__ = ["CheckReport", "CheckRow", "check_program", "verify_finite", "verify_guide", "verify_independent"]
 
 PROBES = 16
 PROBE_SPREAD = 2.0
@@ -59,14 +59,15 @@ def check_program(program: Program, x: Any) -> CheckReport:
     """Try each clause in turn; a clause that fails leaves those behind it untried."""
     found: dict[str, Any] = {}
     steps: list[tuple[str, Callable[[], Any]]] = [
-        ("data are finite numbers", lambda: found.update(data=program.prepare(x))),
-        ("model and guide run under Pyro's validation", lambda: _run_validated(program, found["data"])),
+        ("data are finite numbers", lambda: program.read(x)),
+        ("model and guide run on the data", lambda: found.update(data=program.prepare(x))),
+        ("values inside supports (Pyro's validation)", lambda: _run_validated(program, found["data"])),
         (
             "one data plate; latents inside it",
             lambda: found.update(structure=program.structure(found["data"])),
         ),
         ("rows independent, deterministic in eval mode", lambda: program.log_joint(found["data"])),
-        ("log joint finite at prior draws", lambda: _check_finite(program, found["data"])),
+        ("log joint finite at prior draws", lambda: verify_finite(program, found["data"])),
     ]
     if program.guide is not None:
         steps.append(("guide matches the model's sites", lambda: program.guide_density(found["data"])))
@@ -101,21 +102,24 @@ def _scale_note(names: tuple[str, ...]) -> str:
     return f"poutine.scale multiplies {', '.join(names)}: the evidence is that of the scaled (not normalised) density"
 
 
-def _check_finite(program: Program, data: Data) -> None:
+def verify_finite(program: Program, data: Data) -> None:
+    """Draw from the prior on up to 64 datapoints and look at the log joint.
+
+    Raises
+    ------
+    ContractError
+        If it is finite nowhere.
+    """
     log_joint = program.log_joint(data)
     head = data.rows(slice(0, min(data.num_datapoints, 64)))
     with pyro_rng(0, "check"), torch.no_grad():
         value = log_joint.terms(head, u=log_joint.draw_prior(head)).joint
     bad = torch.nonzero(~torch.isfinite(value)).flatten().tolist()
     if len(bad) == head.num_datapoints:
-        raise NotFiniteError(
+        raise ContractError(
             f"log p(x, z) is not finite at prior draws for any of {head.num_datapoints} datapoints; look for data "
             "outside a distribution's support"
         )
-
-
-class NotFiniteError(AmortizeError, ValueError):
-    """The log joint is nowhere finite."""
 
 
 def verify_independent(log_joint: LogJoint, data: Data) -> None:
@@ -267,6 +271,16 @@ def _refuse_point(name: str, fn: Any) -> None:
         )
 
 
+def _refuse_non_finite(name: str, value: Tensor, front: int, num_datapoints: int) -> None:
+    bad = ~torch.isfinite(value.movedim(front, 0)).flatten(1).all(1) if value.dim() > 1 else ~torch.isfinite(value)
+    if bad.any():
+        rows = sorted({int(row) % num_datapoints for row in torch.nonzero(bad).flatten()})
+        raise GuideMismatchError(
+            f"guide site {name!r} draws NaN or infinite values at datapoints {', '.join(map(str, rows))}. Look at "
+            "what the guide computes from these rows (a logarithm of a negative number, say)"
+        )
+
+
 def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Mapping[str, Any]]) -> None:
     """Probe each support with points spread over the other: the guide must cover the model's support and no more."""
     gen = generator(0, "supports", device=log_joint.like.device)
@@ -278,6 +292,7 @@ def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Ma
         probes = log_joint.terms(head, u=u).values
     replayed = log_joint.messages(head, probes, guide=True)
     for name in log_joint.structure.sites:
+        _refuse_non_finite(name, values[name], log_joint.structure.sites[name].front, head.num_datapoints // PROBES)
         ours, theirs = model[name]["fn"].support, messages[name]["fn"].support
         drawn = [values[name]]
         if not isinstance(base_of(messages[name]["fn"]), TransformedDistribution):  # it may claim more than it covers

@@ -121,6 +121,11 @@ def _as_leaf(value: Any, dtype: torch.dtype | None, device: torch.device | None)
         if tensor.is_floating_point():
             tensor = tensor.to(dtype or torch.get_default_dtype())
         return tensor.to(device) if device is not None else tensor
+    if isinstance(value, Mapping):
+        raise DataError(
+            "data: expected arrays in the tuple or dict, got a dict inside it. A dict means keyword arguments: give "
+            "them all in one dict, {'x': x, 'c': c}, under the names of the model's arguments"
+        )
     return value
 
 

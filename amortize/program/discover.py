@@ -172,6 +172,11 @@ def _structure(plate: str, messages: Messages) -> Structure:
             scaled.append(name)
     if not sites:
         raise ContractError(f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer")
+    if not observed:
+        raise ContractError(
+            f"the model observes nothing inside the data plate {plate!r}, so there is no evidence to measure. Give a "
+            "site obs=, for example pyro.sample('x', dist, obs=x)"
+        )
     dtypes = [messages[name]["value"].dtype for name, site in sites.items() if not site.discrete]
     dtype = functools.reduce(torch.promote_types, dtypes, dtypes[0]) if dtypes else torch.get_default_dtype()
     full = _full_size(plate, messages)

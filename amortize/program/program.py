@@ -23,7 +23,7 @@ from amortize.program.simulate import reconstruct, simulate
 from amortize.program.sites import Structure
 from amortize.random import pyro_rng
 
-__all__ = ["Program"]
+__all__ = ["Program", "checked_device"]
 
 
 class Program(nn.Module):
@@ -107,14 +107,24 @@ class Program(nn.Module):
 
     def prepare(self, x: Any, *, device: str | torch.device | None = None) -> Data:
         """Read data, move to ``device``, and adopt the parameters that the program creates on its first run."""
-        if device is not None:
-            self.to(device)
-        place = next((p.device for p in self.parameters()), None) if device is None else torch.device(device)
-        data = Data.of(x, dtype=self.dtype, device=place, allow_nan=self.allow_nan)
+        data = self.read(x, device=device)
         if not self._adopted:
             with self.evaluating():
                 self._adopt(data)
         return data
+
+    def read(self, x: Any, *, device: str | torch.device | None = None) -> Data:
+        """Read data and move them, and the program, to ``device``; runs nothing.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such device.
+        """
+        if device is not None:
+            self.to(checked_device(device))
+        place = next((p.device for p in self.parameters()), None) if device is None else torch.device(device)
+        return Data.of(x, dtype=self.dtype, device=place, allow_nan=self.allow_nan)
 
     def structure(self, data: Data) -> Structure:
         """What discovery reads off the model."""
@@ -199,6 +209,24 @@ class Program(nn.Module):
             if part is not None:
                 part.scope.require_settled()
         self._adopted = True
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device, where this machine has it.
+
+    Raises
+    ------
+    ArgumentError
+        Otherwise.
+    """
+    kind = str(device).partition(":")[0]
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind):
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise ArgumentError(
+            f"device: {device!r} is not available to this PyTorch ({torch.__version__}). Usable: {usable}"
+        )
+    return torch.device(device)
 
 
 def _device(data: Data) -> torch.device:

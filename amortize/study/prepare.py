@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from amortize.data import load_array
 from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
 from amortize.models import BernoulliVAE, FactorAnalysis
-from amortize.program.check import CheckReport
+from amortize.program.check import CheckReport, verify_finite
 from amortize.program.data import Data
 from amortize.program.discover import run_recorded
-from amortize.program.program import Program
+from amortize.program.program import Program, checked_device
 from amortize.program.simulate import to_front
 from amortize.random import pyro_rng, stream_seed
 from amortize.study.spec import Study
@@ -57,7 +57,7 @@ def prepare(study: Study) -> Prepared:
     AmortizeError
         Whatever is wrong with the spec, the program, its file, the data or the device.
     """
-    device = _device(study.device)
+    device = checked_device(study.device)
     program = None
     if is_program_file(study.program.target):
         program = load_program(study.program.target, settings=study.program.settings, seed=study.seed)
@@ -168,9 +168,8 @@ def require_contract(program: Program, data: Data, path: Path | None = None) -> 
         The program does not run on the data, most often because of its shape.
     """
     with _running(data, path), program.evaluating():
-        if program.guide is None:
-            program.log_joint(data)
-        else:
+        verify_finite(program, data)
+        if program.guide is not None:
             program.guide_density(data)
 
 
@@ -210,17 +209,6 @@ def observed(program: Program, data: Data) -> dict[str, NDArray[Any]]:
     with program.evaluating():
         messages = run_recorded(program.model, data)
     return {name: to_front(messages[name]["value"], messages[name], structure.plate) for name in structure.observed}
-
-
-def _device(name: str) -> torch.device:
-    kind = name.partition(":")[0]
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[kind]:
-        usable = ", ".join(key for key, value in available.items() if value)
-        raise ArgumentError(
-            f"device: {name!r} is not available to this PyTorch ({torch.__version__}). Usable: {usable}"
-        )
-    return torch.device(name)
 
 
 def _check_start(study: Study, program: Program) -> None:

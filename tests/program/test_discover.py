@@ -10,10 +10,12 @@ from torch import nn
 
 import amortize as am
 from amortize.errors import (
+    ArgumentError,
     ContractError,
     DataError,
     DynamicStructureError,
     GlobalLatentError,
+    GuideMismatchError,
     NoDataPlateError,
     NotIndependentError,
     PlateSizeError,
@@ -189,3 +191,54 @@ def test_nan_passes_where_the_model_says_so():
 
     x = torch.tensor([0.0, float("nan"), 1.0])
     assert am.Program(model, allow_nan=True).check(x).ok
+
+
+def unobserved(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def nowhere_finite(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z * float("nan"), 1.0), obs=x)
+
+
+def test_a_model_without_observations_or_finite_densities_is_refused():
+    with pytest.raises(ContractError, match="observes nothing"):
+        am.evidence(am.Program(unobserved), X)
+    report = am.Program(nowhere_finite).check(X)
+    assert not report.ok
+
+
+def test_check_tells_data_that_are_wrong_from_a_program_that_fails():
+    def wants_two_columns(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ torch.ones(2, 2), 1.0).to_event(1), obs=x @ torch.ones(2, 2))
+
+    rows = {row.clause: row.verdict for row in am.Program(wants_two_columns).check(torch.zeros(5, 3)).rows}
+    assert rows["data are finite numbers"] == "ok" and rows["model and guide run on the data"] == "fails"
+
+
+def test_a_dict_inside_a_tuple_and_a_device_that_is_not_there_are_refused():
+    with pytest.raises(DataError, match="keyword arguments"):
+        am.Program(good).describe((X, {"c": X}))
+    if not torch.cuda.is_available():
+        with pytest.raises(ArgumentError, match="not available"):
+            am.evidence(am.Program(good), X, device="cuda")
+
+
+def test_a_guide_that_draws_nan_is_told_from_one_with_a_wrong_support():
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.LogNormal(x.log1p(), 1.0))
+
+    with pytest.raises(GuideMismatchError, match="NaN or infinite values at datapoints 0"):
+        am.posterior(am.Program(model, guide), torch.tensor([-3.0, 1.0, 2.0]))

@@ -6,6 +6,7 @@ Lists are in the order of the tree's datapoints; log densities are in nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from amortize.report.notes import notes
 from amortize.report.provenance import provenance
 from amortize.report.words import verdict
 
-__all__ = ["read_document", "rung_names", "sampled_steps"]
+__all__ = ["gap_name", "read_document", "rung_names", "sampled_steps"]
 
 _DEFAULT_TITLE = "Amortized inference: a study"
 _FACTS = ("seed", "settings", "versions", "data_hash", "spec_hash", "created", "command", "image_shape")
@@ -54,6 +55,8 @@ def read_document(tree: xr.DataTree, title: str | None = None) -> dict[str, Any]
         document["local"] = _local(tree["local"].to_dataset())
     if "training" in tree.children:
         document["training"] = _training(tree["training"].to_dataset())
+    if "num_untrained" in attrs:
+        document["num_untrained"] = attrs.pop("num_untrained")
     document["notes"] = notes(document)
     document["provenance"] = provenance(document)
     document |= {name: attrs.pop(name) for name in _FACTS if name in attrs}
@@ -71,6 +74,17 @@ def rung_names(families: list[str], columns: list[str]) -> list[str]:
     """
     names = ["elbo_guide", *(column_of(family) for family in families), "log_evidence"]
     return [name for name in names if name in columns]
+
+
+def gap_name(columns: Container[str]) -> str:
+    """The gap that the page is about: the guide's, or without a guide that of the best fitted posterior.
+
+    Examples
+    --------
+    >>> gap_name(["log_evidence", "elbo_mean_field", "approximation_gap"])
+    'approximation_gap'
+    """
+    return "inference_gap" if "inference_gap" in columns or "approximation_gap" not in columns else "approximation_gap"
 
 
 def column_of(family: str) -> str:
@@ -94,14 +108,14 @@ def _gaps(gaps: xr.Dataset) -> dict[str, Any]:
     datapoints |= {name: gaps[name].values.tolist() for name in columns}
     failed = _failed(gaps)
     return {
-        "verdict": verdict(summary, family),
+        "verdict": verdict(summary, family, gaps.sizes["datapoint"] - int(failed.sum())),
         "advice": attrs.get("advice", ""),
         "guide_family": family,
         "families": families,
         "num_datapoints": gaps.sizes["datapoint"],
         "failed": gaps["datapoint"].values[failed].tolist(),
         "summary": summary,
-        "ladder": _ladder(gaps, rung_names(families, columns), column_of(family)),
+        "ladder": _ladder(gaps, rung_names(families, columns), family),
         "khat": _khat(gaps, attrs.get("settings", {})),
         "num_negative": _num_negative(gaps),
         "gap_settings": attrs.get("settings", {}),
@@ -122,22 +136,23 @@ def _summary(table: xr.DataArray) -> dict[str, dict[str, float | int]]:
 
 def _failed(gaps: xr.Dataset) -> np.ndarray:
     """(N,) whether a datapoint lacks the gap that everything rests on."""
-    if "inference_gap" not in gaps:
-        return np.zeros(gaps.sizes["datapoint"], dtype=bool)
-    return np.asarray(~np.isfinite(gaps["inference_gap"].values))
+    name = gap_name([str(column) for column in gaps.data_vars])
+    return np.asarray(~np.isfinite(gaps[name if name in gaps else "log_evidence"].values))
 
 
 def _num_negative(gaps: xr.Dataset) -> int:
     """Count gaps that are below zero by more than two of their standard errors, which a true gap can't be."""
-    if "inference_gap_se" not in gaps:
+    name = gap_name([str(column) for column in gaps.data_vars])
+    if f"{name}_se" not in gaps:
         return 0
-    return int((gaps["inference_gap"] < -2 * gaps["inference_gap_se"]).sum())
+    return int((gaps[name] < -2 * gaps[f"{name}_se"]).sum())
 
 
-def _ladder(gaps: xr.Dataset, names: list[str], own: str) -> list[dict[str, Any]]:
+def _ladder(gaps: xr.Dataset, names: list[str], family: str) -> list[dict[str, Any]]:
     """Rungs with their mean over the datapoints that have all of them, and the paired rise from the one below.
 
-    A rise up to the best ELBO of the guide's own family is amortization, one above it approximation.
+    A rise up to the best ELBO of the guide's own family is amortization, one above it approximation; without a guide
+    all is approximation.
     """
     if not names:
         return []
@@ -146,6 +161,7 @@ def _ladder(gaps: xr.Dataset, names: list[str], own: str) -> list[dict[str, Any]
     num = values.shape[1]
     if num == 0:
         return []
+    own = names[0] if family == "none" else column_of(family)
     last_amortized = names.index(own) if own in names else -1
     rungs = []
     for index, name in enumerate(names):
@@ -154,7 +170,7 @@ def _ladder(gaps: xr.Dataset, names: list[str], own: str) -> list[dict[str, Any]
             rise = values[index] - values[index - 1]
             rung["rise"] = float(rise.mean())
             rung["rise_se"] = float(rise.std(ddof=1) / math.sqrt(num)) if num > 1 else math.nan
-            rung["part"] = "" if own not in names else ("amortization" if index <= last_amortized else "approximation")
+            rung["part"] = _part(index, last_amortized)
         rungs.append(rung)
     return rungs
 

@@ -96,7 +96,7 @@ def _summary_blocks(summary: Mapping[str, Mapping[str, Any]]) -> list[list[dict[
     blocks: dict[str, list[dict[str, Any]]] = {block: [] for block in _BLOCKS}
     for name, row in summary.items():
         kind = "gap" if name.endswith("_gap") else "elbo" if name.startswith(("elbo", "log_")) else "diagnostic"
-        label, meaning = quantity(name)
+        label, meaning = quantity(name, guide="elbo_guide" in summary)
         digits = decimals(row.get("se"))
         blocks[kind].append(
             {

@@ -28,7 +28,13 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 def _of_gaps(document: Mapping[str, Any]) -> Iterator[str]:
     family, families = document.get("guide_family", ""), document.get("families", [])
-    if families and family not in families:
+    if document.get("num_untrained"):
+        num = document["num_untrained"]
+        count = "1 parameter of the model was" if num == 1 else f"{num} parameters of the model were"
+        yield f"{count} not trained: there is no guide."
+    if document.get("gap_settings", {}).get("left_out"):
+        yield f"One family was left out: {document['gap_settings']['left_out']}."
+    if families and family not in (*families, "none"):
         yield (
             f"The guide's family wasn't fitted to single datapoints; the best of {', '.join(families)} stands in "
             "for it where approximation and amortization are told apart."

@@ -14,7 +14,7 @@ import xarray as xr
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from amortize.report.document import sampled_steps
+from amortize.report.document import gap_name, sampled_steps
 from amortize.report.images import png_data_uri, vector_svg
 from amortize.report.plots import worst_first
 from amortize.report.words import number, uncertain
@@ -39,6 +39,7 @@ class Gallery(NamedTuple):
 
     site: str
     images: bool
+    reconstructed: bool
     worst: list[Card]
     pairs: list[Card]
     prior: list[Markup]
@@ -74,6 +75,7 @@ def read_gallery(tree: xr.DataTree, document: Mapping[str, Any]) -> Gallery | No
     return Gallery(
         site=site.name,
         images=images,
+        reconstructed=site.reconstruction is not None,
         worst=[_card(site, document, index, facts=True) for index in _worst(document, 10 if images else 12)],
         pairs=[_card(site, document, index, facts=False) for index in pairs.tolist()],
         prior=[_draw(site, "prior sample", row) for row in samples],
@@ -164,8 +166,10 @@ def _facts(document: Mapping[str, Any], index: int) -> list[tuple[str, str, bool
     def value(name: str) -> float:
         return float(columns[name][index]) if name in columns else math.nan
 
-    facts = [("gap", uncertain(value("inference_gap"), value("inference_gap_se")), False)]
-    parts = [(word, value(f"{word}_gap")) for word in ("amortization", "approximation")]
+    gap = gap_name(columns)
+    facts = [("gap", uncertain(value(gap), value(f"{gap}_se")), False)]
+    words = ("amortization", "approximation") if gap == "inference_gap" else ()
+    parts = [(word, value(f"{word}_gap")) for word in words]
     facts += [(word, number(part), False) for word, part in parts if math.isfinite(part)]
     if "khat" in columns:
         high = value("khat") > document["khat"]["threshold"]

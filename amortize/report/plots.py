@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from amortize.report.document import sampled_steps
+from amortize.report.document import gap_name, sampled_steps
 from amortize.report.run_plots import diagnostics_of, evidence_figure, training_figure
 from amortize.report.style import COLOURS, apply_style, error_bars, finite, mark_failed, names_of
 from amortize.report.words import number, quantity, uncertain
@@ -19,7 +19,7 @@ __all__ = ["MAX_SHOWN", "figures", "worst_first"]
 MAX_SHOWN = 400
 """Most datapoints that a figure draws one by one; of more, as many evenly spaced by rank."""
 
-_RANK = "rank by inference gap, worst first"
+_RANK = "rank by gap, worst first"
 _PARTS = {"approximation_gap": "approximation (family)", "amortization_gap": "amortization (network)"}
 
 
@@ -38,9 +38,9 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     """
     drawn: dict[str, go.Figure] = {}
     datapoints = document.get("datapoints", {})
-    if document.get("ladder"):
+    if len(document.get("ladder", [])) > 1:
         drawn["ladder"] = ladder_figure(document["ladder"])
-    if finite(datapoints.get("inference_gap", [])).size:
+    if finite(datapoints.get(gap_name(datapoints), [])).size:
         drawn["gaps"] = gaps_figure(datapoints)
     if finite(datapoints.get("khat", [])).size:
         drawn["khat"] = khat_figure(datapoints, document["khat"]["threshold"])
@@ -52,8 +52,8 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
 
 
 def worst_first(datapoints: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
-    """Positions of the datapoints by inference gap, the largest first and those without one last."""
-    gap = np.asarray(datapoints.get("inference_gap", [np.nan] * len(datapoints["datapoint"])), dtype=np.float64)
+    """Positions of the datapoints by gap, the largest first and those without one last."""
+    gap = np.asarray(datapoints.get(gap_name(datapoints), [np.nan] * len(datapoints["datapoint"])), dtype=np.float64)
     return np.argsort(np.where(np.isfinite(gap), -gap, np.inf), kind="stable")
 
 
@@ -119,8 +119,8 @@ def _rung_text(rung: Mapping[str, Any]) -> str:
 
 def gaps_figure(datapoints: Mapping[str, Sequence[Any]]) -> go.Figure:
     """Approximation and amortization gap of each datapoint, stacked, worst first; failed ones are marked."""
-    columns = {name: np.asarray(datapoints[name]) for name in datapoints}
-    order, total, names = worst_first(datapoints), columns["inference_gap"], names_of(datapoints)
+    columns, gap = {name: np.asarray(datapoints[name]) for name in datapoints}, gap_name(datapoints)
+    order, total, names = worst_first(datapoints), columns[gap], names_of(datapoints)
     measured, failed = order[np.isfinite(total[order])], order[~np.isfinite(total[order])]
     shown = sampled_steps(len(measured), MAX_SHOWN)
     rows, rank = measured[shown], shown + 1
@@ -138,12 +138,12 @@ def gaps_figure(datapoints: Mapping[str, Sequence[Any]]) -> go.Figure:
     figure.add_scatter(
         x=rank,
         y=total[rows],
-        name="inference gap \N{PLUS-MINUS SIGN} one standard error",
+        name=f"{gap.replace('_', ' ')} \N{PLUS-MINUS SIGN} one standard error",
         mode="markers",
         marker={"size": 4, "color": COLOURS["ink"]},
-        error_y=error_bars(columns.get("inference_gap_se"), rows),
+        error_y=error_bars(columns.get(f"{gap}_se"), rows),
         customdata=names[rows],
-        hovertemplate="datapoint %{customdata}<br>%{y:.3f} nats<extra>inference gap</extra>",
+        hovertemplate="datapoint %{customdata}<br>%{y:.3f} nats<extra>gap</extra>",
     )
     if failed.size:
         mark_failed(figure, np.arange(failed.size) + len(measured) + 1, names[failed])

@@ -5,8 +5,9 @@ group              dims                                variables
 =================  ==================================  =================================================
 ``/posterior``     chain, draw, datapoint, site dims   the latent sites, one chain for one fit
 ``/sample_stats``  chain, draw, datapoint              lp, log_q, log_weight = lp - log_q
-``/evidence``      method, datapoint                   log_evidence, lower, upper, se, ess, khat,
-                                                       acceptance, num_nonfinite; num_weights (method)
+``/evidence``      method, datapoint                   log_evidence, se, ess, khat, acceptance,
+                                                       num_nonfinite, and lower, upper where a method
+                                                       bounds it; num_weights (method)
 ``/gaps``          datapoint; quantity, statistic      the ledger's columns; summary (quantity, statistic)
 ``/local``         family, datapoint                   elbo, elbo_se, converged, num_steps
 ``/training``      step                                the history's columns
@@ -136,6 +137,7 @@ class _Builder:
         rows = {
             field: [_per_datapoint(getattr(one, field), one.log_evidence) for one in by_name.values()]
             for field in _EVIDENCE_FIELDS
+            if any(getattr(one, field) is not None for one in by_name.values())
         }
         dataset = self._dataset(
             {field: (("method", "datapoint"), values) for field, values in rows.items()}, "evidence"

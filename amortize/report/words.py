@@ -9,8 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Quantity", "number", "percent", "quantity", "uncertain", "verdict"]
+__all__ = ["FEW", "Quantity", "number", "percent", "quantity", "uncertain", "verdict"]
 
+FEW = 10
+"""Datapoints below which a mean over them is called uncertain."""
 _MINUS = "\N{MINUS SIGN}"
 _NOTHING = "\N{EN DASH}"
 _MOST = 2 / 3  # a share above this is "mostly"
@@ -44,16 +46,24 @@ _QUANTITIES = {
     "khat": Quantity("k-hat", "Tail of the guide's importance weights; below the threshold is good."),
     "ess": Quantity("Effective sample size", "How many of the guide's importance draws count, after weighting."),
 }
+_WITHOUT_GUIDE = {
+    "approximation_gap": Quantity(
+        "Approximation gap",
+        "log p(x) less the best ELBO fitted to the datapoint by itself: what a Gaussian posterior loses.",
+    ),
+}
 
 
-def quantity(name: str) -> Quantity:
-    """Label and one-line meaning of a column of the ledger.
+def quantity(name: str, *, guide: bool = True) -> Quantity:
+    """Label and one-line meaning of a column of the ledger, with a guide or without.
 
     Examples
     --------
     >>> quantity("elbo_low_rank").label
     'ELBO, best low rank'
     """
+    if not guide and name in _WITHOUT_GUIDE:
+        return _WITHOUT_GUIDE[name]
     if name in _QUANTITIES:
         return _QUANTITIES[name]
     if name.startswith("elbo_"):
@@ -114,7 +124,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
-def verdict(summary: Mapping[str, Mapping[str, Any]], family: str) -> str:
+def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | None = None) -> str:
     """One sentence: how much the guide loses, and whose fault it is.
 
     Parameters
@@ -122,15 +132,20 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str) -> str:
     summary : mapping
         By quantity, its "mean" and "se" in nats.
     family : str
-        The guide's family; "" or "other" if it has no name.
+        The guide's family; "" or "other" if it has no name, "none" if there is no guide.
+    num : int, optional
+        How many datapoints the means are over, to say so where they are few.
     """
+    if family == "none":
+        return _without_guide(summary, num)
     gap, network, form = (
         _mean_and_se(summary, f"{name}_gap") for name in ("inference", "amortization", "approximation")
     )
     name = f"its {family} family" if family not in ("", "other") else "its family"
     if not math.isfinite(gap[0]):
-        return "How much the guide loses can't be said: no datapoint has both an ELBO and an evidence."
-    loss = f"{uncertain(*gap)} nats a datapoint"
+        which = "log p(x)" if not math.isfinite(_mean_and_se(summary, "log_evidence")[0]) else "log p(x) and ELBO both"
+        return f"Every datapoint failed: none has a finite {which}, so how much the guide loses can't be said."
+    loss = f"{uncertain(*gap)} nats a datapoint{_over(num)}"
     if gap[0] < -2 * gap[1]:
         return f"The evidence is underestimated: the guide seems to lose {loss}, and no ELBO can be above log p(x)."
     if gap[0] < 2 * gap[1]:
@@ -145,6 +160,30 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str) -> str:
         (form[0], name, f"approximation, {uncertain(*form)}"),
     ]
     return f"The guide loses {loss}, {_blame(parts, gap[0])}."
+
+
+def _without_guide(summary: Mapping[str, Mapping[str, Any]], num: int | None) -> str:
+    evidence, gap = (_mean_and_se(summary, name) for name in ("log_evidence", "approximation_gap"))
+    if not math.isfinite(evidence[0]):
+        return "Every datapoint failed: none has a finite log p(x), and there is no guide to judge."
+    known = (
+        f"Without a guide the evidence stands alone: log p(x) is {uncertain(*evidence)} nats a datapoint{_over(num)}"
+    )
+    if not math.isfinite(gap[0]):
+        return f"{known}."
+    if gap[0] < -2 * gap[1]:
+        more = uncertain(-gap[0], gap[1])
+        return f"{known}; it is underestimated, for the best Gaussian posteriors seem to reach {more} more."
+    if gap[0] < 2 * gap[1]:
+        return f"{known}, which the best Gaussian posteriors reach within two standard errors ({uncertain(*gap)})."
+    return f"{known}, {uncertain(*gap)} more than the best Gaussian posteriors reach."
+
+
+def _over(num: int | None) -> str:
+    """What a mean is over, where they are few."""
+    if num == 1:
+        return " (of one datapoint alone, so the standard error is unknown)"
+    return f" (over {num} datapoints only, which is uncertain)" if num is not None and num < FEW else ""
 
 
 def _blame(parts: Sequence[tuple[float, str, str]], total: float) -> str:

@@ -3,8 +3,9 @@
 The rules that lead to a verdict are those of `amortize.study.findings`; here each verdict has its sentence.
 Which richer family pays is read off what full covariance gains over mean field (`HELPFUL`). A second sentence
 warns where the evidence itself is uncertain (`EVIDENCE_SE`, `EVIDENCE_ESS`), where more than `MANY_FAILED` of
-the datapoints failed, or more than `MANY_UNCONVERGED` of the local fits did not converge. Every number in the
-text is one of the ledger's, so that the advice cannot contradict the table.
+the datapoints failed, where fewer than `FEW` were evaluated, or more than `MANY_UNCONVERGED` of the local fits did
+not converge. Every number in the text is one of the ledger's, rounded as on the page, so that the advice cannot
+contradict the table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, Finding, column, examine
+from amortize.report.words import FEW, decimals, number, uncertain
+from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, NUM_SE, Finding, column, examine
 
 __all__ = ["advise"]
 
@@ -64,14 +66,27 @@ def advise(
 
 
 def _unusable(finding: Finding) -> str:
-    return f"All {finding.num_datapoints} datapoints failed, so there is nothing to judge: try program.check(x)."
+    return (
+        f"All {finding.num_datapoints} datapoints failed: none has finite numbers throughout, so there is nothing to"
+        " judge; look for log densities that are NaN or infinite (program.check(x))."
+    )
 
 
 def _impossible(finding: Finding) -> str:
+    reached = "the guide's ELBO" if finding.has_guide else "the ELBO of the best Gaussian posteriors"
     return (
-        f"The evidence comes out {_nats(-finding.gap)} nats a datapoint below the guide's ELBO, which cannot"
-        " be: it has not converged; use more temperatures or chains."
+        f"The evidence comes out {number(-finding.gap, decimals(finding.gap_se))} nats a datapoint below {reached},"
+        " which cannot be: it has not converged; use more temperatures or chains."
     )
+
+
+def _guideless(finding: Finding) -> str:
+    loss = ""
+    if math.isfinite(finding.gap):
+        close = "" if finding.gap > NUM_SE * finding.gap_se else " no more than noise,"
+        loss = f", the best Gaussian posterior of each datapoint loses{close} {_gap(finding)}"
+    evidence = _mean(finding, finding.evidence, finding.evidence_se)
+    return f"There is no guide: log p(x) is {evidence} nats a datapoint{loss}; train a guide (am.fit) to amortize it."
 
 
 def _nothing(finding: Finding) -> str:
@@ -101,28 +116,28 @@ def _few(finding: Finding) -> str:
 
 def _unsplit(finding: Finding) -> str:
     return (
-        f"The guide loses {_gap(finding)} nats a datapoint; fit a family to each datapoint, for example"
-        ' families=("mean-field", "full-covariance"), to learn whether the family or the encoder is to blame.'
+        'Fit a family to each datapoint, for example families=("mean-field", "full-covariance"), to learn whether'
+        f" the family or the encoder loses the {_gap(finding)} nats a datapoint."
     )
 
 
 def _approximation(finding: Finding) -> str:
-    verdict = ", so the family is to blame" if finding.reference else ""
-    return f"{_loss(finding)}{verdict}: {_richer(finding)}."
+    return f"{_whole(finding)}, {_approximated(finding)}: {_richer(finding)}."
 
 
 def _amortization(finding: Finding) -> str:
-    verdict = ", so amortization is to blame" if finding.reference else ""
-    return f"{_loss(finding)}{verdict}: {_closer(finding)}."
+    return f"{_whole(finding)}, {_amortized(finding)}: {_closer(finding)}."
 
 
 def _both(finding: Finding) -> str:
-    return f"{_loss(finding)}: {_richer(finding)}, and {_closer(finding)}."
+    terms = f"{_approximated(finding)} and {_amortized(finding)}"
+    return f"{_whole(finding)}, {terms}: {_richer(finding)}, and {_closer(finding)}."
 
 
 _SENTENCES = {
     "unusable": _unusable,
     "impossible": _impossible,
+    "guideless": _guideless,
     "nothing": _nothing,
     "undecided": _undecided,
     "few": _few,
@@ -133,12 +148,22 @@ _SENTENCES = {
 }
 
 
-def _loss(finding: Finding) -> str:
-    best = f"the best {finding.reference} posterior" if finding.reference else "the best Gaussian"
-    return (
-        f"The guide loses {_gap(finding)} nats a datapoint, {_nats(finding.approximation)} from the evidence"
-        f" to {best} of each datapoint and {_nats(finding.amortization)} from there to the guide"
-    )
+def _whole(finding: Finding) -> str:
+    return f"Of the {_gap(finding)} nats a datapoint that the guide loses"
+
+
+def _approximated(finding: Finding) -> str:
+    lost = number(finding.approximation, decimals(finding.approximation_se))
+    if finding.reference:
+        return f"{lost} are approximation (the {finding.reference} family)"
+    return f"{lost} lie between the evidence and the best Gaussian of each datapoint"
+
+
+def _amortized(finding: Finding) -> str:
+    lost = number(finding.amortization, decimals(finding.amortization_se))
+    if finding.reference:
+        return f"{lost} are amortization"
+    return f"{lost} lie between the best Gaussian of each datapoint and the guide"
 
 
 def _richer(finding: Finding) -> str:
@@ -175,21 +200,29 @@ def _evidence_cautions(table: pd.DataFrame, ess: NDArray[np.float64] | None) -> 
 def _row_cautions(finding: Finding, unconverged: Mapping[str, int]) -> list[str]:
     cautions = []
     num = finding.num_datapoints
+    if finding.num_judged == 1:
+        cautions.append("one datapoint says nothing of others, and the standard error of its mean is unknown")
+    elif 1 < finding.num_judged < FEW:
+        cautions.append(f"means over only {finding.num_judged} datapoints are uncertain, and so are their errors")
     if finding.num_failed > MANY_FAILED * num and finding.num_judged:
         cautions.append(f"{finding.num_failed} of {num} datapoints failed and are left out")
-    for family, number in unconverged.items():
-        if number > MANY_UNCONVERGED * num:
-            cautions.append(f"{number} of {num} {family} fits did not converge, so that family can do better")
+    for family, count in unconverged.items():
+        if count > MANY_UNCONVERGED * num:
+            cautions.append(f"{count} of {num} {family} fits did not converge, so that family can do better")
     return cautions
 
 
 def _gap(finding: Finding) -> str:
-    error = f" ± {_nats(finding.gap_se)}" if math.isfinite(finding.gap_se) else ""
-    return _nats(finding.gap) + error
+    return _mean(finding, finding.gap, finding.gap_se)
+
+
+def _mean(finding: Finding, mean: float, se: float) -> str:
+    """A mean with its error; of one datapoint the error over datapoints is unknown."""
+    return uncertain(mean, se) if finding.num_judged > 1 else number(mean, decimals(se))
 
 
 def _nats(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"  # adding zero turns -0.00 into 0.00
+    return number(value)
 
 
 def _percent(share: float) -> str:

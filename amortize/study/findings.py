@@ -4,15 +4,17 @@ Rules, on means over the datapoints whose gaps are finite; the first that applie
 
 1. ``unusable``: every datapoint failed.
 2. ``impossible``: the gap is below -`NEGLIGIBLE` by more than noise, so the evidence is too low.
-3. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
-4. ``undecided``: the gap is no more than noise.
-5. ``few``: with `FEWEST_DATAPOINTS` or more, the worst `TAIL` of them carry `CONCENTRATED` of the gap or more,
+3. ``guideless``: there is no guide to judge.
+4. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
+5. ``undecided``: the gap is no more than noise.
+6. ``few``: with `FEWEST_DATAPOINTS` or more, the worst `TAIL` of them carry `CONCENTRATED` of the gap or more,
    even after `NUM_SE` Monte Carlo standard errors are taken off each.
-6. ``unsplit``: no family was fitted, so the gap has no terms.
-7. ``approximation``, ``amortization``: that term is `DOMINANT` of the gap or more, and more than noise.
-8. ``both``: neither dominates.
+7. ``unsplit``: no family was fitted, so the gap has no terms.
+8. ``approximation``, ``amortization``: that term is `DOMINANT` of the gap or more, and more than noise.
+9. ``both``: neither dominates.
 
-Noise is `NUM_SE` standard errors over datapoints. Letters: N datapoints; all gaps in nats.
+The gap is the guide's; without a guide it is that of the best fitted posterior. Noise is `NUM_SE` standard errors
+over datapoints. Letters: N datapoints; all gaps in nats.
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ class Finding:
         The family that splits the gap if it is the guide's own; None if the best fitted one stands in for it.
     num_datapoints, num_failed
         All datapoints, and those whose gaps are not finite; the rest of the numbers leave these out.
+    has_guide
+        Whether there is a guide; without one the gap is the approximation gap.
+    evidence, evidence_se
+        Mean log evidence and its standard error over datapoints.
     gap, gap_se
         Mean inference gap and its standard error over datapoints (of one datapoint, its Monte Carlo error).
     approximation, approximation_se, amortization, amortization_se
@@ -70,6 +76,9 @@ class Finding:
     reference: str | None
     num_datapoints: int
     num_failed: int
+    has_guide: bool
+    evidence: float
+    evidence_se: float
     gap: float
     gap_se: float
     approximation: float
@@ -96,6 +105,8 @@ class Finding:
             return "unusable"
         if self.gap < -NEGLIGIBLE and self.gap + noise < 0:
             return "impossible"
+        if not self.has_guide:
+            return "guideless"
         if self.gap <= NEGLIGIBLE and noise <= NEGLIGIBLE:
             return "nothing"
         if not self.gap > noise:
@@ -116,28 +127,31 @@ class Finding:
 
 def examine(table: pd.DataFrame, *, reference: str | None) -> Finding:
     """Take the numbers that the rules speak of from `Ledger.table`, N rows."""
-    gap = column(table, "inference_gap")
-    approximation, amortization = (column(table, name) for name in ("approximation_gap", "amortization_gap"))
-    usable = np.isfinite(gap)
-    if "approximation_gap" in table:
-        usable &= np.isfinite(approximation) & np.isfinite(amortization)
-    gap, approximation, amortization = gap[usable], approximation[usable], amortization[usable]
-    row_se = {name: column(table, f"{name}_gap_se")[usable] for name in ("inference", "approximation", "amortization")}
+    total = "inference_gap" if "elbo_guide" in table else "approximation_gap"
+    terms = ("approximation_gap", "amortization_gap")
+    needed = [name for name in ("log_evidence", "inference_gap", *terms) if name in table]
+    usable = np.isfinite(np.stack([column(table, name) for name in needed])).all(axis=0)
+    gap, approximation, amortization = (column(table, name)[usable] for name in (total, *terms))
+    evidence = column(table, "log_evidence")[usable]
+    row_se = {name: column(table, f"{name}_se")[usable] for name in ("log_evidence", total, *terms)}
     gain = (column(table, "elbo_full_covariance") - column(table, "elbo_mean_field"))[usable]
     khat = column(table, "khat")[usable]
     size = math.ceil(TAIL * len(gap))
     worst = np.argsort(gap)[len(gap) - size :]
-    sure = gap[worst] - NUM_SE * np.nan_to_num(row_se["inference"][worst])
+    sure = gap[worst] - NUM_SE * np.nan_to_num(row_se[total][worst])
     return Finding(
         reference=reference,
         num_datapoints=len(table),
         num_failed=int(len(table) - usable.sum()),
+        has_guide="elbo_guide" in table,
+        evidence=_mean(evidence),
+        evidence_se=_se(evidence, row_se["log_evidence"]),
         gap=_mean(gap),
-        gap_se=_se(gap, row_se["inference"]),
+        gap_se=_se(gap, row_se[total]),
         approximation=_mean(approximation),
-        approximation_se=_se(approximation, row_se["approximation"]),
+        approximation_se=_se(approximation, row_se["approximation_gap"]),
         amortization=_mean(amortization),
-        amortization_se=_se(amortization, row_se["amortization"]),
+        amortization_se=_se(amortization, row_se["amortization_gap"]),
         covariance_gain=_mean(gain[np.isfinite(gain)]),
         tail_size=size,
         tail_share=_share(gap[worst].sum(), gap.sum()),

@@ -70,14 +70,14 @@ class Ledger:
         A row a datapoint: log_evidence, elbo_guide, elbo_<family>, inference_gap, approximation_gap,
         amortization_gap (nats), khat and ess of the guide's importance weights, then the Monte Carlo standard
         error ``<column>_se`` of each but the last two. A value that isn't finite marks a datapoint that
-        failed there.
+        failed there. Without a guide: log_evidence, elbo_<family>, approximation_gap and their errors.
     summary
         A row for each of these columns: mean over the datapoints where it is finite, se (over datapoints: a
         paired standard error for the gaps), mc_se (Monte Carlo alone), num_failed (how many are left out).
     advice
         One or two sentences.
     guide_family
-        "mean-field", "full-covariance" or "other".
+        "mean-field", "full-covariance" or "other"; "none" without a guide.
     families
         The families that were fitted.
     evidence, local
@@ -166,7 +166,7 @@ def gaps(  # noqa: PLR0913 (the public face)
 
 def ledger_from(
     evidence: EvidencePart,
-    importance: EvidencePart,
+    importance: EvidencePart | None,
     local: Mapping[str, LocalPart],
     *,
     guide_family: str | None,
@@ -180,7 +180,7 @@ def ledger_from(
         Log evidence of N datapoints.
     importance
         Importance sampling from the guide on the same datapoints: its log weights (S, N) give the guide's
-        ELBO.
+        ELBO. None where there is no guide: then the gap is that of the best fitted posterior alone.
     local
         Local posteriors by family, on the same datapoints.
     guide_family
@@ -195,6 +195,8 @@ def ledger_from(
     """
     _check_sizes(evidence, importance, local)
     unconverged = {name: int(np.sum(~np.asarray(part.converged, dtype=bool))) for name, part in local.items()}
+    if importance is None:
+        guide_family = "none"
     own = guide_family if guide_family in local else None
     reference = own or (f"best of {', '.join(local)}" if local else None)
     table = _table(evidence, importance, local, own)
@@ -234,20 +236,25 @@ def _summary_row(column: pd.Series, row_se: pd.Series | None) -> tuple[float, fl
 
 
 def _table(
-    evidence: EvidencePart, importance: EvidencePart, local: Mapping[str, LocalPart], own: str | None
+    evidence: EvidencePart, importance: EvidencePart | None, local: Mapping[str, LocalPart], own: str | None
 ) -> pd.DataFrame:
     log_evidence = (_vector(evidence.log_evidence), _vector(evidence.se))
-    guide = _elbo_of_weights(importance.log_weights)
-    columns = {"log_evidence": log_evidence, "elbo_guide": guide}
+    guide = None if importance is None else _elbo_of_weights(importance.log_weights)
+    columns = {"log_evidence": log_evidence}
+    if guide is not None:
+        columns["elbo_guide"] = guide
     for name, part in local.items():
         columns[f"elbo_{name.replace('-', '_')}"] = (_vector(part.elbo), _vector(part.elbo_se))
-    columns["inference_gap"] = _difference(log_evidence, guide)
+    if guide is not None:
+        columns["inference_gap"] = _difference(log_evidence, guide)
     if local:
         best = _reference(local, own)
         columns["approximation_gap"] = _difference(log_evidence, best)
-        columns["amortization_gap"] = _difference(best, guide)
+        if guide is not None:
+            columns["amortization_gap"] = _difference(best, guide)
     values = {name: value for name, (value, _) in columns.items()}
-    values |= {"khat": _vector(importance.khat), "ess": _vector(importance.ess)}
+    if importance is not None:
+        values |= {"khat": _vector(importance.khat), "ess": _vector(importance.ess)}
     values |= {f"{name}_se": se for name, (_, se) in columns.items()}
     return pd.DataFrame(values, index=pd.RangeIndex(len(log_evidence[0]), name="datapoint"))
 
@@ -282,9 +289,9 @@ def _check_families(families: Sequence[str]) -> None:
         raise ArgumentError(f"families: expected a tuple of different names, got {families!r}.")
 
 
-def _check_sizes(evidence: EvidencePart, importance: EvidencePart, local: Mapping[str, LocalPart]) -> None:
+def _check_sizes(evidence: EvidencePart, importance: EvidencePart | None, local: Mapping[str, LocalPart]) -> None:
     num = len(evidence.log_evidence)
-    sizes = {"importance": np.shape(importance.log_weights)[-1]}
+    sizes = {} if importance is None else {"importance": np.shape(importance.log_weights)[-1]}
     sizes |= {f"local[{name!r}]": len(part.elbo) for name, part in local.items()}
     for name, size in sizes.items():
         if size != num:

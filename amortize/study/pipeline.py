@@ -52,6 +52,23 @@ class Pipeline:
         self.study, self.prepared, self.stages, self.progress = study, prepared, stages, progress
         self.program, self.data = prepared.program, prepared.evaluated
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families to fit; in one dimension a full covariance is a mean field, and one of the two is enough."""
+        families = tuple(self.study.local.families)
+        return ("mean-field",) if "mean-field" in families and self._one_dimensional else families
+
+    @property
+    def _one_dimensional(self) -> bool:
+        return self.program.dim(self.data) == 1
+
+    @property
+    def num_untrained(self) -> int:
+        """How many numbers of the model could be trained, but weren't for want of a guide."""
+        if self.program.guide is not None:
+            return 0
+        return sum(parameter.numel() for parameter in self.program.parameters() if parameter.requires_grad)
+
     def fit(self) -> Fitted | None:
         """Train the program in place; None where there is nothing to train."""
         if self.program.guide is None or not any(p.requires_grad for p in self.program.parameters()):
@@ -142,7 +159,7 @@ class Pipeline:
             ),
         )
 
-    def ledger(self, measured: Evidence, importance: Evidence, local: Mapping[str, LocalPosterior]) -> Ledger:
+    def ledger(self, measured: Evidence, importance: Evidence | None, local: Mapping[str, LocalPosterior]) -> Ledger:
         """The gaps, its rows named by the datapoints' places in the source."""
         method = self._method()
         settings = {
@@ -151,7 +168,11 @@ class Pipeline:
             "seed": self.study.seed,
             "device": self.study.device,
         }
-        family = guide_family(self.program, self.data)
+        if len(local) < len(self.study.local.families):
+            settings["left_out"] = "full-covariance, in one dimension the same as mean-field"
+        family = None if importance is None else guide_family(self.program, self.data)
+        if family is not None and family not in local and self._one_dimensional and "mean-field" in local:
+            family = "mean-field" if family == "full-covariance" else family
         ledger = ledger_from(measured, importance, local, guide_family=family, settings=settings)
         return replace(ledger, table=ledger.table.set_axis(self.prepared.split.rows, axis=0).rename_axis("datapoint"))
 

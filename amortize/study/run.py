@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ class StudyResult:
     tree
         Everything, on ArviZ's schema.
     ledger
-        The gaps; None for a program without a guide, whose tree has the evidence alone.
+        The gaps; for a program without a guide the evidence, and what the best fitted posteriors lose.
     fitted
         The training; None where nothing was trained.
     out
@@ -57,7 +56,7 @@ class StudyResult:
     """
 
     tree: xr.DataTree
-    ledger: Ledger | None
+    ledger: Ledger
     fitted: Fitted | None
     out: Path | None
 
@@ -149,10 +148,10 @@ def _kept(pipeline: Pipeline, folder: Path) -> StudyResult:
 def _collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
     """Run all stages, and put the tree together."""
     fitted = pipeline.fit()
-    local: dict[str, LocalPosterior] = {family: pipeline.local(family) for family in pipeline.study.local.families}
+    local: dict[str, LocalPosterior] = {family: pipeline.local(family) for family in pipeline.families}
     importance = pipeline.importance()
     measured = pipeline.evidence(importance)
-    ledger = None if importance is None else pipeline.ledger(measured, importance, local)
+    ledger = pipeline.ledger(measured, importance, local)
     groups = _grouped(pipeline.draws(local))
     tree = to_datatree(
         groups.pop("posterior"),
@@ -162,13 +161,7 @@ def _collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
         groups=groups,
         attrs=_attrs(pipeline, fitted),
     )
-    if ledger is None:  # a ledger's index names the datapoints by itself
-        tree = tree.map_over_datasets(_named, kwargs={"rows": pipeline.prepared.split.rows})
     return StudyResult(tree, ledger, fitted, out)
-
-
-def _named(dataset: xr.Dataset, rows: NDArray[np.int64]) -> xr.Dataset:
-    return dataset.assign_coords(datapoint=rows) if "datapoint" in dataset.dims else dataset
 
 
 def _grouped(draws: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
@@ -203,6 +196,8 @@ def _attrs(pipeline: Pipeline, fitted: Fitted | None) -> dict[str, Any]:
         "seconds": {name: round(seconds, 3) for name, seconds in pipeline.stages.seconds.items()},
         "num_threads": torch.get_num_threads(),
     }
+    if pipeline.num_untrained:
+        attrs["num_untrained"] = pipeline.num_untrained
     if split.labels is not None:
         attrs["labels"] = split.labels.tolist()
     if split.image_shape is not None:

@@ -5,7 +5,7 @@ The gaps are drawn, not measured; only their sums and their summary are consiste
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,18 @@ def ledger(num: int = 60, *, seed: int = 0, failed: tuple[int, ...] = ()) -> Fak
     evidence = _evidence(log_evidence, rng, failed)
     local = {family: _local(table[f"elbo_{family.replace('-', '_')}"], rng) for family in FAMILIES}
     return FakeLedger(table, _summary(table), evidence, local)
+
+
+def guideless(made: FakeLedger) -> FakeLedger:
+    """The same ledger without its guide."""
+    names = ("elbo_guide", "inference_gap", "amortization_gap")
+    dropped = [*names, *(f"{name}_se" for name in names), "khat", "ess"]
+    table = made.table.drop(columns=dropped)
+    advice = "There is no guide: train one (am.fit) to amortize."
+    evidence = replace(made.evidence, start="prior")
+    return FakeLedger(
+        table, _summary(table), evidence, made.local, advice, "none", settings={"reference": "best of both"}
+    )
 
 
 def _evidence(log_evidence: np.ndarray, rng: np.random.Generator, failed: tuple[int, ...]) -> FakeEvidence:
@@ -181,6 +193,20 @@ def digits_tree(num: int = 60, *, failed: tuple[int, ...] = ()) -> xr.DataTree:
             "prior_predictive": {"x": np.stack([blurred[::-1], 1 - blurred])},
         },
         attrs={**ATTRS, "image_shape": [8, 8], "labels": digits.target[:num].tolist()},
+    )
+
+
+def guideless_tree(num: int = 40) -> xr.DataTree:
+    """A tree of a program without a guide: no reconstruction, no training."""
+    rng = np.random.default_rng(2)
+    return to_datatree(
+        {"z": rng.normal(size=(50, num, 5))},
+        ledger=guideless(ledger(num, seed=2)),
+        groups={
+            "observed_data": {"x": rng.normal(size=(num, 20))},
+            "prior_predictive": {"x": rng.normal(size=(1, num, 20))},
+        },
+        attrs={**ATTRS, "title": "No guide", "num_untrained": 7, "data_hash": f"sha256:{'0123456789abcdef' * 4}"},
     )
 
 

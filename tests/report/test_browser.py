@@ -16,6 +16,7 @@ CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 TREES = {
     "digits": lambda: examples.digits_tree(60, failed=(3, 17)),
     "vectors": examples.vectors_tree,
+    "no guide": examples.guideless_tree,
     "all failed": lambda: examples.digits_tree(6, failed=tuple(range(6))),
 }
 
@@ -54,7 +55,7 @@ def test_the_page_works_offline(name, browser, tmp_path):
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     assert complaints == []
     assert page.locator("#verdict .sentence").is_visible()
-    assert page.locator("#row-inference_gap").is_visible()
+    assert page.locator(f"#row-{'approximation' if name == 'no guide' else 'inference'}_gap").is_visible()
     for figure in page.locator(".figure").all():
         box = figure.bounding_box()
         assert box["width"] > 800
@@ -62,6 +63,18 @@ def test_the_page_works_offline(name, browser, tmp_path):
         assert figure.locator(".trace, .bars, .scatter").count() > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280  # nothing hangs over the edge
     context.close()
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("width", [400, 320])
+def test_a_narrow_page_scrolls_its_tables_and_not_itself(name, width, browser, tmp_path):
+    path = am.report(TREES[name](), tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(path.as_uri())
+    wanted = page.locator("script[data-figure]").count()
+    page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {wanted}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
 
 
 def test_bars_and_pictures_are_drawn(browser, tmp_path):

@@ -106,6 +106,21 @@ def test_markup_in_names_is_text(tmp_path):
     assert page.text.count("boom()") > 5
 
 
+def test_a_page_without_a_guide_speaks_of_none(tmp_path):
+    path = am.report(examples.guideless_tree(), tmp_path / "report.html")
+    page, numbers = Page(path.read_text(encoding="utf-8")), strict(tmp_path / "report.json")
+    assert [name for name in page.ids if name in SECTIONS] == [
+        *("verdict", "summary", "ladder", "gaps", "worst", "samples", "evidence", "sources")
+    ]
+    for words in ("guide's", "Inference gap", "inference gap", "k-hat", "econstruction"):
+        assert words not in page.text
+    assert "7 parameters of the model were not trained" in page.text
+    assert numbers["verdict"].startswith("Without a guide")
+    assert math.isfinite(numbers["summary"]["log_evidence"]["mean"])
+    assert [rung["name"] for rung in numbers["ladder"]] == ["elbo_mean_field", "elbo_full_covariance", "log_evidence"]
+    assert [rung["part"] for rung in numbers["ladder"][1:]] == ["approximation"] * 2
+
+
 def test_absent_groups_leave_no_section(tmp_path):
     path = am.report(to_datatree(history=examples.history(20)), tmp_path / "report.html", title="Only training")
     page = Page(path.read_text(encoding="utf-8"))

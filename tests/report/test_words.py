@@ -20,7 +20,7 @@ SENTENCES = {
     "nothing": (summary(0.01, 0.0, 0.01), ["as good as can be measured"]),
     "below zero": (summary(-1.0, -1.0, 0.0), ["The evidence is underestimated"]),
     "no family": (summary(2.0, math.nan, math.nan), ["can't be said", "no posterior of that family was fitted"]),
-    "all failed": (summary(math.nan, math.nan, math.nan), ["no datapoint has both"]),
+    "all failed": (summary(math.nan, math.nan, math.nan), ["Every datapoint failed: none has a finite log p(x)"]),
     "one datapoint": (summary(2.0, 0.3, 1.7, se=math.nan), ["loses 2.00 nats"]),
 }
 
@@ -31,6 +31,27 @@ def test_the_verdict_says_how_much_and_whose_fault(rows, expected):
     assert all(part in sentence for part in expected), sentence
     assert sentence.count(". ") == 0
     assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(("num", "says"), [(1, "of one datapoint alone"), (9, "over 9 datapoints only"), (10, None)])
+@pytest.mark.parametrize("family", ["mean-field", "none"])
+def test_the_verdict_says_that_datapoints_are_few(num, says, family):
+    rows = summary(2.0, 0.3, 1.7) | {"log_evidence": {"mean": -20.0, "se": 0.5}}
+    sentence = verdict(rows, family, num)
+    assert ("datapoint alone" in sentence or "datapoints only" in sentence) == (says is not None)
+    assert says is None or says in sentence
+
+
+def test_the_verdict_without_a_guide():
+    rows = {"log_evidence": {"mean": -20.0, "se": 0.5}, "approximation_gap": {"mean": 0.38, "se": 0.02}}
+    sentence = verdict(rows, "none")
+    assert "log p(x) is \N{MINUS SIGN}20.00 ± 0.50 nats a datapoint, 0.380 ± 0.020 more than" in sentence
+    rows["approximation_gap"]["mean"] = -0.01
+    assert "within two standard errors" in verdict(rows, "none")
+    rows["approximation_gap"]["mean"] = -1.0
+    assert "underestimated" in verdict(rows, "none")
+    assert verdict({"log_evidence": rows["log_evidence"]}, "none").endswith("nats a datapoint.")
+    assert verdict({}, "none").startswith("Every datapoint failed")
 
 
 def test_numbers_are_rounded_to_what_their_error_supports():

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from amortize.report.words import uncertain
 from amortize.study import advice as advice_module
 from amortize.study.advice import advise
 from amortize.study.findings import NEGLIGIBLE, NUM_SE, Finding, examine
@@ -50,10 +51,14 @@ VERDICTS = {
     "undecided": (planted(0.1, 0.2, noise=3.0, num=30), "cannot be told from zero"),
     "impossible": (planted(-0.8, 0.1), "which cannot be: it has not converged"),
     "few": (planted(0.1, heavy(1.5)), "A few datapoints are the problem"),
-    "approximation": (planted(1.5, 0.3), "so the family is to blame"),
-    "amortization": (planted(0.3, 1.5), "so amortization is to blame"),
+    "guideless": (
+        planted(0.4).drop(columns=["elbo_guide", "inference_gap", "amortization_gap", "khat", "ess"]),
+        "the best Gaussian posterior of each datapoint loses 0.3",
+    ),
+    "approximation": (planted(1.5, 0.3), "are approximation (the mean-field family): "),
+    "amortization": (planted(0.3, 1.5), "are amortization: a larger"),
     "both": (planted(1.0, 1.0, gain=0.8), "a full covariance would win 0.80, and a larger or longer-trained encoder"),
-    "unsplit": (planted(1.0, 1.0).drop(columns=["approximation_gap", "amortization_gap"]), "fit a family"),
+    "unsplit": (planted(1.0, 1.0).drop(columns=["approximation_gap", "amortization_gap"]), "Fit a family"),
     "unusable": (planted(np.full(N, np.nan)), "All 200 datapoints failed"),
 }
 
@@ -90,11 +95,40 @@ def test_the_richer_family_is_the_one_that_the_numbers_name(reference, gain, say
 
 def test_a_stand_in_family_is_not_called_the_guide_s_own():
     text = advise(planted(0.1, 1.5), reference=None)
-    assert "to the best Gaussian of each datapoint" in text
+    assert "between the best Gaussian of each datapoint and the guide" in text
     assert "refining each datapoint by itself (am.fit_local) would pay" in text
-    assert "to blame" not in text
-    own = advise(planted(0.1, 1.5), reference="full-covariance")
-    assert "to the best full-covariance posterior of each datapoint" in own
+    assert "amortization" not in text
+    assert "approximation (the full-covariance family)" in advise(planted(1.5, 0.1), reference="full-covariance")
+
+
+def test_numbers_are_rounded_as_on_the_page():
+    finding = examine(planted(0.3, 1.5), reference="mean-field")
+    assert finding.gap_se < 0.01
+    assert f"Of the {uncertain(finding.gap, finding.gap_se)} nats" in advise(planted(0.3, 1.5), reference="mean-field")
+
+
+@pytest.mark.parametrize(
+    ("num", "says"),
+    [(1, "the standard error of its mean is unknown"), (9, "means over only 9 datapoints are uncertain"), (10, None)],
+)
+def test_few_datapoints_are_said_to_be_few(num, says):
+    text = advise(planted(0.3, 1.5, num=num), reference="mean-field")
+    assert "Beware" not in text if says is None else says in text
+    assert ("±" in text) == (num > 1)
+
+
+def test_without_a_guide_nothing_is_said_of_one():
+    table = VERDICTS["guideless"][0]
+    text = advise(table, reference=None)
+    assert text.startswith("There is no guide: log p(x) is \N{MINUS SIGN}19.98")
+    assert "train a guide (am.fit)" in text
+    assert "loses" not in advise(table[["log_evidence", "log_evidence_se"]], reference=None)
+    assert "loses no more than noise," in advise(
+        table.assign(approximation_gap=np.tile([0.1, -0.1], N // 2)), reference=None
+    )
+    impossible = table.assign(approximation_gap=table["approximation_gap"] - 2)
+    assert "below the ELBO of the best Gaussian posteriors" in advise(impossible, reference=None)
+    assert "All 200 datapoints failed" in advise(table * np.nan, reference=None)
 
 
 def test_the_remedy_for_a_few_datapoints_depends_on_what_they_lose():
@@ -207,7 +241,8 @@ def check_verdict(finding: Finding) -> None:
 
 
 def check_numbers(finding: Finding, text: str) -> None:
-    """Every number with two decimals in the text is one of the finding's."""
+    """Every number with decimals, thresholds apart, is one of the finding's."""
     known = {abs(value) for value in vars(finding).values() if isinstance(value, float)}
-    for number in re.findall(r"\d+\.\d\d", text):
-        assert any(number == f"{value:.2f}" for value in known), f"{number} in {text!r} is none of {known}"
+    for number in re.findall(r"\d+\.\d\d+", text):
+        digits = len(number.partition(".")[2])
+        assert any(number == f"{value:.{digits}f}" for value in known), f"{number} in {text!r} is none of {known}"

@@ -13,7 +13,17 @@ from amortize.errors import AmortizeError, ArgumentError
 from amortize.study.spec import Study
 from amortize.study.store import read_manifest
 from tests.statistics import z_value
-from tests.study.tiny import OUTPUTS, STAGES, mine, same_numbers, tiny, write_inputs, written
+from tests.study.tiny import OUTPUTS, PROGRAM, STAGES, mine, same_numbers, tiny, write_inputs, written
+
+UNTRAINED = """
+def untrained():
+    def model(x):
+        weight = pyro.param("weight", torch.ones(3))
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1) * weight, 1.0).to_event(1), obs=x)
+    return am.Program(model)
+"""
 
 
 @pytest.fixture
@@ -124,8 +134,15 @@ def test_ones_own_program_is_evaluated_on_held_out_rows(folder: Path) -> None:
 def test_a_program_without_a_guide_starts_from_its_prior(folder: Path) -> None:
     study = mine("prior_alone", **{"evidence.num_chains": 16, "evidence.num_temperatures": 100, "seed": 2})
     result = am.run(study, out="run")
-    assert result.ledger is None
     assert result.fitted is None
+    assert result.ledger.guide_family == "none"
+    assert [name for name in result.ledger.table if not name.endswith("_se")] == [
+        *("log_evidence", "elbo_mean_field", "elbo_full_covariance", "approximation_gap")
+    ]
+    assert result.tree["local"].sizes["family"] == 2
+    numbers = json.loads(Path("run/report.json").read_text(encoding="utf-8"))
+    assert numbers["summary"]["log_evidence"]["mean"] == result.ledger.summary.loc["log_evidence", "mean"]
+    assert "num_untrained" not in numbers
     assert {path.name for path in Path("run").iterdir()} == OUTPUTS
     rows = np.sort(np.random.RandomState(0).permutation(50)[40:])
     x = np.load("x.npy")[rows]
@@ -136,6 +153,15 @@ def test_a_program_without_a_guide_starts_from_its_prior(folder: Path) -> None:
     assert np.abs(difference).mean() < 0.2
     assert abs(difference.mean()) < z_value() * np.sqrt((evidence["se"] ** 2).sum().item()) / 10 + 0.01
     assert result.tree["posterior"]["z"].sizes["draw"] == 20
+
+
+def test_a_model_that_was_not_trained_is_said_to_be_untrained(folder: Path) -> None:
+    Path("mine.py").write_text(PROGRAM + UNTRAINED)
+    result = am.run(mine("untrained"), out="run")
+    assert result.ledger.families == ("mean-field",)  # in one dimension full covariance is the same
+    numbers = json.loads(Path("run/report.json").read_text(encoding="utf-8"))
+    assert "3 parameters of the model were not trained: there is no guide." in numbers["notes"]
+    assert any(note.startswith("One family was left out: full-covariance") for note in numbers["notes"])
 
 
 def test_arrays_of_an_npz_are_passed_by_name(folder: Path) -> None:

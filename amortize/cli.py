@@ -153,7 +153,7 @@ def _run(chosen: Study, out: Path, *, resume: bool, quiet: bool) -> None:
     from amortize.study.run import run as run_study
 
     result = run_study(chosen, out=out, resume=resume, progress=not quiet)
-    if result.ledger is not None and not quiet:
+    if not quiet:
         summary = result.ledger.summary
         rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
         _print_table(("a datapoint (nats)", "mean", "se"), rows)

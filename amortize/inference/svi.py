@@ -169,6 +169,7 @@ class _Run:
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.skipped = 0
         self.full_size: int | None = None
+        self.start: GuideStart | None = None
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
@@ -187,7 +188,11 @@ class _Run:
         if not parameters:
             raise TrainingError("the program has no parameters to train; use its guide as it is, without am.fit")
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
-        self.full_size = self.program.structure(data).full_size
+        structure = self.program.structure(data)
+        self.full_size = structure.full_size
+        if valid is not None and not structure.discrete:  # checked once: training moves numbers, not sites
+            with self.program.evaluating():
+                self.start = GuideStart(self.program.guide_density(valid))
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         hidden = None if self.training.progress is None else not self.training.progress
         bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
@@ -262,35 +267,33 @@ class _Run:
         return self.training.learning_rate * decay
 
     def _validate(self, valid: Data, row: dict[str, float], step: int) -> None:
-        elbo, error = validation_elbo(self.program, valid, seed=self.seed)
+        elbo, error = self._validation_elbo(valid)
         row["validation_elbo"], row["validation_elbo_se"] = elbo, error
         if np.isfinite(elbo) and (self.best is None or elbo > self.best[0]):
             self.best = (elbo, step, self.program.state())
+
+    def _validation_elbo(self, valid: Data) -> tuple[float, float]:
+        """Mean ELBO a datapoint and its standard error over datapoints, nats; the same draws at every call."""
+        with self.program.evaluating():
+            if self.start is None:
+                return self._discrete_elbo(valid), float("nan")
+            values = log_ratios(self.start, valid, VALIDATION_DRAWS, seed=self.seed, stream="validation").mean(0)
+        good = values[np.isfinite(values)]
+        if len(good) == 0:
+            return float("nan"), float("nan")
+        return float(good.mean()), float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else float("nan")
+
+    def _discrete_elbo(self, valid: Data) -> float:
+        """The loss itself, where a discrete latent leaves no density over u."""
+        elbo = make_objective("elbo")
+        with pyro_rng(self.seed, "validation"), torch.no_grad():
+            losses = [float(loss_of(elbo, self.program, valid)) for _ in range(VALIDATION_DRAWS)]
+        return -float(np.mean(losses)) / (self.full_size or valid.num_datapoints)
 
     def _out_of_patience(self, step: int) -> bool:
         if self.training.patience is None or self.best is None:
             return False
         return step - self.best[1] >= self.training.patience * self.training.validate_every
-
-
-def validation_elbo(program: Program, data: Data, *, seed: int) -> tuple[float, float]:
-    """Mean ELBO a datapoint and its standard error over datapoints, nats; the same draws at every call."""
-    with program.evaluating():
-        if program.structure(data).discrete:
-            return _loss_elbo(program, data, seed), float("nan")
-        start = GuideStart(program.guide_density(data))
-        values = log_ratios(start, data, VALIDATION_DRAWS, seed=seed, stream="validation").mean(0)
-    good = values[np.isfinite(values)]
-    if len(good) == 0:
-        return float("nan"), float("nan")
-    return float(good.mean()), float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else float("nan")
-
-
-def _loss_elbo(program: Program, data: Data, seed: int) -> float:
-    elbo = make_objective("elbo")
-    with pyro_rng(seed, "validation"), torch.no_grad():
-        losses = [float(loss_of(elbo, program, data)) for _ in range(4)]
-    return -float(np.mean(losses)) / data.num_datapoints
 
 
 @contextmanager

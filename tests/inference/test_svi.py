@@ -182,3 +182,24 @@ def test_objectives_are_checked():
         am.fit(analysis.program(), x, objective="tightest")
     with pytest.raises(ArgumentError, match="RenyiELBO"):
         am.fit(analysis.program(), x, objective=RenyiELBO())
+
+
+def test_a_discrete_guide_is_validated_by_its_loss():
+    """Two equally likely states, a guide that ignores the data: the ELBO is known by enumeration."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        logit = pyro.param("logit", torch.tensor(0.0))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("k", dist.Bernoulli(logits=logit))
+
+    x = torch.linspace(-1, 2, 2000)
+    training = am.Training(learning_rate=1e-9, validation=x, validate_every=1)
+    row = am.fit(am.Program(model, guide), x, objective="graph-elbo", num_steps=1, training=training).history.iloc[-1]
+    states = torch.stack([dist.Normal(0.0, 1.0).log_prob(x), dist.Normal(1.0, 1.0).log_prob(x)])
+    spread = states.std(0, correction=0).square().mean().sqrt() / (16 * len(x)) ** 0.5
+    assert abs(row.validation_elbo - states.mean().item()) < 5 * spread

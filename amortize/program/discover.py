@@ -208,7 +208,6 @@ def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
         front=front,
         data_dim=dim,
         batch_ndim=batch_ndim,
-        event_dim=fn.event_dim,
     )
 
 

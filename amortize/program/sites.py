@@ -30,7 +30,6 @@ class Site:
     front: int
     data_dim: int
     batch_ndim: int
-    event_dim: int
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,7 @@ import pytest
 
 import amortize as am
 from amortize.study.store import StoreError, read_manifest
-from tests.study.tiny import COMMAND, OUTPUTS, PROGRAM, STAGES, mine, same_numbers, tiny, verbs, write_inputs, written
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_inputs(tmp_path)
-    return tmp_path
+from tests.study.tiny import COMMAND, OUTPUTS, PROGRAM, STAGES, mine, same_numbers, tiny, verbs, written
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from amortize.errors import AmortizeError, ArgumentError
 from amortize.study.spec import Study
 from amortize.study.store import read_manifest
 from tests.statistics import z_value
-from tests.study.tiny import OUTPUTS, PROGRAM, STAGES, mine, same_numbers, tiny, write_inputs, written
+from tests.study.tiny import OUTPUTS, PROGRAM, STAGES, mine, same_numbers, tiny, written
 
 UNTRAINED = """
 def untrained():
@@ -24,13 +24,6 @@ def untrained():
             pyro.sample("x", dist.Normal(z.unsqueeze(-1) * weight, 1.0).to_event(1), obs=x)
     return am.Program(model)
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_inputs(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")

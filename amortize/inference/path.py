@@ -16,9 +16,10 @@ from torch import Tensor
 
 from amortize.program.compile import Compiled
 
-__all__ = ["GeometricPath", "Point"]
+__all__ = ["GeometricPath", "HeldPath", "Point"]
 
-LogTerms = Callable[[Tensor], tuple[Tensor, Tensor]]
+LogTerms = Callable[..., tuple[Tensor, Tensor]]
+Inputs = tuple[Tensor, ...]
 
 
 class Point(NamedTuple):
@@ -45,9 +46,13 @@ class GeometricPath:
     Parameters
     ----------
     terms
-        Maps u (B, D) to the base log density log q0(u) and the log ratio r(u), each (B,) in nats.
+        Maps u (B, D), and further inputs if there are any, to the base log density log q0(u) and the log ratio r(u),
+        each (B,) in nats.
     example
         Two positions (B, D) at which the compiled functions are traced and checked; None runs eagerly.
+    extra
+        Further inputs of ``terms`` at each of the two positions, for example the atom indices (B, M) of discrete
+        latents. They are inputs of the graph too, get no gradient, and are given with every call.
 
     Examples
     --------
@@ -57,12 +62,18 @@ class GeometricPath:
     tensor([-1.5000, -1.5000])
     """
 
-    def __init__(self, terms: LogTerms, example: tuple[Tensor, Tensor] | None = None) -> None:
-        def evaluate(u: Tensor) -> tuple[Tensor, ...]:
-            return _evaluate(terms, u)
+    def __init__(
+        self,
+        terms: LogTerms,
+        example: tuple[Tensor, Tensor] | None = None,
+        *,
+        extra: tuple[Inputs, Inputs] = ((), ()),
+    ) -> None:
+        def evaluate(u: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
+            return _evaluate(terms, u, extra)
 
-        def gradient(u: Tensor, beta: Tensor) -> Tensor:
-            return _gradient(terms, u, beta)
+        def gradient(u: Tensor, beta: Tensor, *extra: Tensor) -> Tensor:
+            return _gradient(terms, u, beta, extra)
 
         self._evaluate: Callable[..., tuple[Tensor, ...]] = evaluate
         self._gradient: Callable[..., Tensor] = gradient
@@ -70,24 +81,43 @@ class GeometricPath:
         if example is not None:
             first, second = example
             beta = torch.full_like(first[:, :1], 0.5)
-            compiled = Compiled(evaluate, (first,), (second,))
-            slope = Compiled(gradient, (first, beta), (second, 0.5 * beta))
+            compiled = Compiled(evaluate, (first, *extra[0]), (second, *extra[1]))
+            slope = Compiled(gradient, (first, beta, *extra[0]), (second, 0.5 * beta, *extra[1]))
             self._evaluate, self._gradient = compiled, slope
             self.description = compiled.describe() if compiled.reason else slope.describe()
 
+    def evaluate(self, u: Tensor, *extra: Tensor) -> Point:
+        """Everything known at u (B, D)."""
+        return Point(u, *self._evaluate(u, *extra))
+
+    def gradient(self, u: Tensor, beta: Tensor, *extra: Tensor) -> Tensor:
+        """Gradient of the tempered log density at u, for ``beta`` (B, 1): (B, D)."""
+        return self._gradient(u, beta, *extra)
+
+    def held(self, *extra: Tensor) -> HeldPath:
+        """The path over u alone, the further inputs held at these values: what a kernel over u moves on."""
+        return HeldPath(self, extra)
+
+
+class HeldPath:
+    """A path whose further inputs are fixed; a view, with nothing compiled anew."""
+
+    def __init__(self, path: GeometricPath, extra: Inputs) -> None:
+        self._path, self._extra = path, extra
+
     def evaluate(self, u: Tensor) -> Point:
         """Everything known at u (B, D)."""
-        return Point(u, *self._evaluate(u))
+        return self._path.evaluate(u, *self._extra)
 
     def gradient(self, u: Tensor, beta: Tensor) -> Tensor:
         """Gradient of the tempered log density at u, for ``beta`` (B, 1): (B, D)."""
-        return self._gradient(u, beta)
+        return self._path.gradient(u, beta, *self._extra)
 
 
-def _evaluate(terms: LogTerms, u: Tensor) -> tuple[Tensor, ...]:
+def _evaluate(terms: LogTerms, u: Tensor, extra: Inputs) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         u = u.detach().requires_grad_()
-        base, ratio = terms(u)
+        base, ratio = terms(u, *extra)
         (base_gradient,) = torch.autograd.grad(
             base.sum(), u, retain_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -95,9 +125,9 @@ def _evaluate(terms: LogTerms, u: Tensor) -> tuple[Tensor, ...]:
     return base.detach(), ratio.detach(), base_gradient.detach(), ratio_gradient.detach()
 
 
-def _gradient(terms: LogTerms, u: Tensor, beta: Tensor) -> Tensor:
+def _gradient(terms: LogTerms, u: Tensor, beta: Tensor, extra: Inputs) -> Tensor:
     with torch.enable_grad():
         u = u.detach().requires_grad_()
-        base, ratio = terms(u)
+        base, ratio = terms(u, *extra)
         (gradient,) = torch.autograd.grad((base + beta.squeeze(-1) * ratio).sum(), u)
     return gradient.detach()

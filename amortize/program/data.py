@@ -6,7 +6,7 @@ Letters: N datapoints, C chains, B = C * N rows (chain-major).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,17 @@ __all__ = ["Data"]
 
 @dataclass(frozen=True)
 class Data:
-    """Arguments of a program: leaves, their places (position or keyword), which of them have an entry a datapoint."""
+    """Arguments of a program: leaves, their places (position or keyword), which of them have an entry a datapoint.
+
+    ``index`` (N,) says which datapoints of the data that were read these are: parameters that belong to single
+    datapoints are found by it.
+    """
 
     leaves: tuple[Any, ...]
     keys: tuple[int | str, ...]
     per_datapoint: tuple[bool, ...]
     num_datapoints: int
+    index: Tensor = field(repr=False, compare=False)
 
     @classmethod
     def of(
@@ -56,7 +61,8 @@ class Data:
         keys = tuple(key for key, _ in named)
         num = _num_datapoints(leaves)
         per = tuple(isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num for leaf in leaves)
-        data = cls(leaves, keys, per, num)
+        index = x.index.to(_device_of(leaves)) if isinstance(x, Data) else torch.arange(num, device=_device_of(leaves))
+        data = cls(leaves, keys, per, num, index)
         if not allow_nan:
             data._check_finite()
         return data
@@ -75,7 +81,12 @@ class Data:
         """The datapoints that ``index`` selects; shared leaves stay."""
         leaves = tuple(leaf[index] if per else leaf for leaf, per in zip(self.leaves, self.per_datapoint, strict=True))
         num = len(range(*index.indices(self.num_datapoints))) if isinstance(index, slice) else _selected(index)
-        return replace(self, leaves=leaves, num_datapoints=num)
+        return replace(self, leaves=leaves, num_datapoints=num, index=self.index[index])
+
+    def as_one(self) -> Data:
+        """All of it as a single datapoint: every leaf is shared, and chains are folded into ``num_datapoints`` alone."""
+        shared = (False,) * len(self.leaves)
+        return replace(self, per_datapoint=shared, num_datapoints=1, index=torch.zeros_like(self.index[:1]))
 
     def fold(self, num_chains: int) -> Data:
         """Every datapoint ``num_chains`` times, chain-major: row c * N + n holds datapoint n."""
@@ -85,7 +96,8 @@ class Data:
             leaf.repeat(num_chains, *([1] * (leaf.ndim - 1))) if per else leaf
             for leaf, per in zip(self.leaves, self.per_datapoint, strict=True)
         )
-        return replace(self, leaves=leaves, num_datapoints=num_chains * self.num_datapoints)
+        num = num_chains * self.num_datapoints
+        return replace(self, leaves=leaves, num_datapoints=num, index=self.index.repeat(num_chains))
 
     def _check_finite(self) -> None:
         for key, leaf in zip(self.keys, self.leaves, strict=True):
@@ -131,6 +143,10 @@ def _as_leaf(value: Any, dtype: torch.dtype | None, device: torch.device | None)
 
 def _is_numeric_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+
+def _device_of(leaves: tuple[Any, ...]) -> torch.device:
+    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0)
 
 
 def _num_datapoints(leaves: tuple[Any, ...]) -> int:

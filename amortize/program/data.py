@@ -84,7 +84,7 @@ class Data:
         return replace(self, leaves=leaves, num_datapoints=num, index=self.index[index])
 
     def as_one(self) -> Data:
-        """All of it as a single datapoint: every leaf is shared, and chains are folded into ``num_datapoints`` alone."""
+        """All of it as a single datapoint: leaves are shared, and chains are folded into ``num_datapoints`` alone."""
         shared = (False,) * len(self.leaves)
         return replace(self, per_datapoint=shared, num_datapoints=1, index=torch.zeros_like(self.index[:1]))
 

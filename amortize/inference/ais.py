@@ -13,7 +13,10 @@ log ratios of neighbouring temperatures add up instead of averaging out.
 The chains of a datapoint share their velocities' strata (see ``hmc``): each weight is unbiased as ever and their mean
 varies less, by less than the reported standard error, which takes chains for independent, and so errs upward.
 
-Letters: C chains, N datapoints, D latents, B = C * N rows (chain-major), T temperatures, L leapfrog steps.
+Sampled discrete variables move by Gibbs sweeps, one after each Hamiltonian move.
+
+Letters: C chains, N datapoints, D continuous latents, M sampled discrete variables, B = C * N rows (chain-major), T
+temperatures, L leapfrog steps.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ from tqdm.auto import tqdm
 from amortize.errors import ArgumentError, check_count
 from amortize.inference import schedule as schedules
 from amortize.inference import whitening
+from amortize.inference.gibbs import Conditionals, gibbs
 from amortize.inference.hmc import HMC, HMCParameters, hmc
-from amortize.inference.path import GeometricPath, Point
+from amortize.inference.path import GeometricPath, HeldPath, Point
 from amortize.inference.starts import Start, scale_of
 from amortize.program.data import Data
+from amortize.program.density import Latents
 from amortize.random import generator, stream_seed
 
-__all__ = ["AIS", "Annealed", "Plan", "anneal", "make_path", "run_ais", "run_pilot"]
+__all__ = ["AIS", "Annealed", "Kernels", "Plan", "anneal", "make_conditionals", "make_path", "run_ais", "run_pilot"]
 
 PILOT_CHAINS = 4
 PILOT_TEMPERATURES = 50
@@ -112,17 +117,38 @@ class Annealed(NamedTuple):
 
 def make_path(start: Start, data: Data, seed: int) -> GeometricPath:
     """The path from ``start`` to the posterior for the B rows of ``data``, compiled where that works."""
-    example = tuple(start.draw(data, seed, f"example-{i}") for i in range(2))
-    return GeometricPath(lambda u: start.terms(data, u), (example[0], example[1]))
+    first, second = _examples(start, data, seed)
+    extra = ((first.choices,), (second.choices,)) if first.choices.shape[-1] else ((), ())
+
+    def terms(u: Tensor, *choices: Tensor) -> tuple[Tensor, Tensor]:
+        nothing = u[:, :0].sum(-1)  # so that there is a gradient, if an empty one, without continuous latents
+        base, ratio = start.terms(data, u, *choices)
+        return base + nothing, ratio + nothing
+
+    return GeometricPath(terms, (first.u, second.u), extra=extra)
+
+
+def make_conditionals(start: Start, data: Data, seed: int) -> Conditionals | None:
+    """Of the sampled discrete variables, None where there are none."""
+    structure = start.log_joint.structure
+    if not structure.sampled:
+        return None
+    sites = [structure.sites[name] for name in structure.sampled]
+    counts = [site.cardinality for site in sites for _ in range(site.num_variables)]
+    return Conditionals(start, data, counts, _examples(start, data, seed))
+
+
+def _examples(start: Start, data: Data, seed: int) -> tuple[Latents, Latents]:
+    return start.draw(data, seed, "example-0"), start.draw(data, seed, "example-1")
 
 
 def run_ais(start: Start, data: Data, settings: AIS, *, seed: int) -> Annealed:
     """Pilot, freeze, anneal: log weights for the N datapoints of ``data``."""
     plan = run_pilot(start, data, settings, seed=seed)
     folded = data.fold(settings.num_chains)
-    path = make_path(start, folded, seed)
-    u = start.draw(folded, seed, "chains")
-    return anneal(path, u, plan, settings.kernel, generator(seed, "chains", "noise", device=u.device))
+    kernels = Kernels(make_path(start, folded, seed), make_conditionals(start, folded, seed), settings.kernel)
+    latents = start.draw(folded, seed, "chains")
+    return anneal(kernels, latents, plan, generator(seed, "chains", "noise", device=latents.u.device))
 
 
 def run_pilot(start: Start, data: Data, settings: AIS, *, seed: int) -> Plan:
@@ -134,10 +160,12 @@ def run_pilot(start: Start, data: Data, settings: AIS, *, seed: int) -> Plan:
     count = max(steps, PILOT_TEMPERATURES)
     plan = _flat_plan(schedules.linear(count) ** PILOT_POWER, scale, _first_step(settings.kernel))
     folded = data.fold(PILOT_CHAINS)
-    path = make_path(start, folded, stream_seed(seed, "pilot"))
+    pilot = stream_seed(seed, "pilot")
+    kernels = Kernels(make_path(start, folded, pilot), make_conditionals(start, folded, pilot), settings.kernel)
     for turn in range(PILOT_PASSES):
-        u = start.draw(folded, seed, f"pilot-{turn}")
-        run = anneal(path, u, plan, settings.kernel, generator(seed, "pilot-noise", turn, device=u.device), adapt=True)
+        latents = start.draw(folded, seed, f"pilot-{turn}")
+        noise = generator(seed, "pilot-noise", turn, device=latents.u.device)
+        run = anneal(kernels, latents, plan, noise, adapt=True)
         wanted = steps if turn == PILOT_PASSES - 1 else count
         plan = _refine(plan, run, scale, wanted, settings)
     return plan
@@ -161,6 +189,8 @@ def _refine(plan: Plan, run: Annealed, scale: Tensor, num_temperatures: int, set
     betas = schedules.linear(num_temperatures)
     if settings.schedule == "pilot":
         betas = schedules.equal_length(plan.betas, run.spread, num_temperatures)
+    if not scale.shape[-1]:  # discrete latents alone: Gibbs moves need neither step size nor whitening
+        return _flat_plan(betas, scale, settings.step_size)
     at, wanted = plan.betas[1:], betas[1:]
     spread = schedules.smooth(run.variance, WINDOW)
     num_draws = WINDOW * (PILOT_CHAINS - 1)
@@ -170,21 +200,28 @@ def _refine(plan: Plan, run: Annealed, scale: Tensor, num_temperatures: int, set
     return Plan(betas, schedules.interpolate(at, size, wanted), learned)
 
 
+class Kernels(NamedTuple):
+    """What moves the chains: HMC along the path, and Gibbs where there are sampled discrete variables."""
+
+    path: GeometricPath
+    conditionals: Conditionals | None
+    hmc: HMC
+
+
 @torch.no_grad()
-def anneal(
-    path: GeometricPath, u: Tensor, plan: Plan, kernel: HMC, noise: torch.Generator, *, adapt: bool = False
-) -> Annealed:
+def anneal(kernels: Kernels, latents: Latents, plan: Plan, noise: torch.Generator, *, adapt: bool = False) -> Annealed:
     """Move B rows from the start to the posterior and weigh them.
 
     With ``adapt``, step sizes follow the acceptance, as factors on the plan's: that is the pilot run, whose weights are
     not used. Otherwise the plan is taken as it is, and the weights are exact.
     """
     steps, num = plan.step_sizes.shape
-    chains = len(u) // num
+    (u, choices), kernel = latents, kernels.hmc
+    chains, moves = len(u) // num, u.shape[-1] > 0
     strata = 1 if adapt else chains  # a pilot estimates variances over chains, which strata would inflate
     betas = plan.betas.to(u)
     factor = u.new_ones(num)
-    state = path.evaluate(u)
+    state = _evaluate(kernels, latents)
     log_weights = torch.zeros_like(state.ratio)
     acceptance, sizes = u.new_zeros(steps, num), u.new_zeros(steps, num)
     variance: list[Tensor] = []
@@ -197,17 +234,30 @@ def anneal(
         log_weights = log_weights + (betas[t + 1] - betas[t]) * state.ratio
         column = sizes[t].repeat(chains).unsqueeze(-1)
         beta = betas[t + 1].expand(len(u), 1)
-        state, info = hmc(state, path, HMCParameters(beta, column, plan.scales[t], kernel, strata), noise)
-        acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
-        nonfinite += (~info.finite).reshape(chains, num).sum(0)
+        if moves:
+            target: GeometricPath | HeldPath = (
+                kernels.path if kernels.conditionals is None else kernels.path.held(choices)
+            )
+            state, info = hmc(state, target, HMCParameters(beta, column, plan.scales[t], kernel, strata), noise)
+            acceptance[t] = info.acceptance.reshape(chains, num).mean(0)
+            nonfinite += (~info.finite).reshape(chains, num).sum(0)
+        if kernels.conditionals is not None:
+            moved = Latents(state.u, choices)
+            choices = gibbs(moved, kernels.conditionals, beta.squeeze(-1), noise).choices
+            state = _evaluate(kernels, Latents(state.u, choices))
         spread.append(_spread(state.ratio, chains))
-        if adapt:
+        if adapt and moves:
             variance.append(whitening.spread_over_chains(state.u, num))
             rise = torch.exp(ADAPTATION_RATE * (acceptance[t] - TARGET_ACCEPTANCE))
             factor = sizes[t] * rise / plan.step_sizes[t]
     weights = log_weights.reshape(chains, num)
     learned = torch.stack(variance) if variance else u.new_zeros(0)
     return Annealed(weights, acceptance, nonfinite, torch.stack(spread), sizes, learned, state)
+
+
+def _evaluate(kernels: Kernels, latents: Latents) -> Point:
+    extra = () if kernels.conditionals is None else (latents.choices,)
+    return kernels.path.evaluate(latents.u, *extra)
 
 
 def _spread(ratio: Tensor, chains: int) -> Tensor:

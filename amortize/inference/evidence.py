@@ -134,7 +134,9 @@ def evidence(
     data = program.prepare(x, device=device)
     with program.evaluating():
         origin = make_start(program, data, start)
-        if isinstance(method, ImportanceSampling):
+        if not (origin.log_joint.dim or origin.log_joint.structure.sampled):
+            parts = _by_enumeration(origin, data)
+        elif isinstance(method, ImportanceSampling):
             parts = _by_importance(origin, data, method, stream)
         elif isinstance(method, AIS):
             parts = _by_annealing(origin, data, method, stream)
@@ -146,7 +148,6 @@ def evidence(
         settings=asdict(method),
         seed=seed,
         start=origin.name,
-        upper=None,
         seconds=time.perf_counter() - begin,
     )
 
@@ -203,13 +204,39 @@ def _by_importance(start: Start, data: Data, method: ImportanceSampling, seed: i
         "acceptance": np.full(num, np.nan),
         "num_nonfinite": np.isnan(log_weights).sum(0),
         "lower": log_mean_exp(log_weights),
+        "upper": None,
         "log_weights": log_weights,
         "method": "importance sampling (PSIS)",
     }
 
 
+def _by_enumeration(start: Start, data: Data) -> dict[str, Any]:
+    """With discrete latents alone, all summed out, there is nothing left to sample: log p(x) itself."""
+    num = data.num_datapoints
+    size = max(1, MAX_ROWS // start.log_joint.num_tiles)
+    parts = []
+    for first in range(0, num, size):
+        rows = data.rows(slice(first, first + size))
+        with torch.no_grad():
+            u = start.log_joint.like.new_zeros(rows.num_datapoints, 0)
+            parts.append(start.log_joint.terms(rows, u=u).joint.double().cpu().numpy())
+    exact = np.concatenate(parts)
+    return {
+        "log_evidence": exact,
+        "se": np.zeros(num),
+        "ess": np.full(num, np.inf),
+        "khat": np.full(num, -np.inf),
+        "acceptance": np.full(num, np.nan),
+        "num_nonfinite": np.isnan(exact).astype(int),
+        "lower": exact,
+        "upper": exact,
+        "log_weights": exact[None],
+        "method": "exact enumeration",
+    }
+
+
 def _by_annealing(start: Start, data: Data, method: AIS, seed: int) -> dict[str, Any]:
-    size = max(1, MAX_ROWS // method.num_chains)
+    size = max(1, MAX_ROWS // (method.num_chains * start.log_joint.num_tiles))
     weights, acceptance, nonfinite = [], [], []
     for first in range(0, data.num_datapoints, size):
         chunk = slice(first, first + size)
@@ -227,6 +254,7 @@ def _by_annealing(start: Start, data: Data, method: AIS, seed: int) -> dict[str,
         "acceptance": np.concatenate(acceptance),
         "num_nonfinite": np.concatenate(nonfinite),
         "lower": estimate,
+        "upper": None,
         "log_weights": log_weights,
         "method": "AIS",
     }

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from amortize.errors import ArgumentError, check_count
-from amortize.inference.path import GeometricPath, Point
+from amortize.inference.path import GeometricPath, HeldPath, Point
 from amortize.inference.whitening import pull, push
 
 __all__ = ["HMC", "HMCInfo", "HMCParameters", "hmc", "stratified_normal"]
@@ -66,7 +66,7 @@ class HMCInfo(NamedTuple):
 
 @torch.no_grad()
 def hmc(
-    state: Point, target: GeometricPath, parameters: HMCParameters, generator: torch.Generator
+    state: Point, target: GeometricPath | HeldPath, parameters: HMCParameters, generator: torch.Generator
 ) -> tuple[Point, HMCInfo]:
     """One transition of B independent chains that leaves the tempered density invariant."""
     beta, scale, settings = parameters.beta, parameters.scale, parameters.settings

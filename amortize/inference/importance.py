@@ -35,12 +35,12 @@ class ImportanceSampling:
 
 def log_ratios(start: Start, data: Data, num_draws: int, *, seed: int, stream: str) -> np.ndarray:
     """Log importance weights of ``num_draws`` exact draws from ``start``, (S, N) float64, rows chunked."""
-    size = max(1, MAX_ROWS // data.num_datapoints)
+    size = max(1, MAX_ROWS // (data.num_datapoints * start.log_joint.num_tiles))
     parts = []
     for first in range(0, num_draws, size):
         folded = data.fold(min(size, num_draws - first))
-        u = start.draw(folded, seed, f"{stream}-{first}")
+        latents = start.draw(folded, seed, f"{stream}-{first}")
         with torch.no_grad():
-            ratio = start.terms(folded, u)[1]
+            ratio = start.terms(folded, *latents)[1]
         parts.append(ratio.reshape(-1, data.num_datapoints).double().cpu().numpy())
     return np.concatenate(parts)

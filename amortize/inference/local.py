@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, DiscreteLatentError, check_count
 from amortize.inference.families import check_family
 from amortize.inference.local_optimiser import Problem
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.program import Program
+from amortize.program.sites import Structure
 from amortize.program.simulate import constrained
 from amortize.random import check_seed, generator, stream_seed
 
@@ -77,7 +78,8 @@ class LocalPosterior:
         noise = torch.randn(num_draws, *self.loc.shape, generator=gen, dtype=torch.float64).numpy()
         u = self.loc + np.einsum("nij,snj->sni", self.scale_tril, noise)
         with self.program.evaluating():
-            return constrained(self.program.log_joint(self.data), self.data, torch.from_numpy(u))
+            log_joint = self.program.log_joint(self.data)
+            return constrained(log_joint, self.data, torch.from_numpy(u), seed=stream_seed(seed, "local-sites"))
 
 
 def fit_local(  # noqa: PLR0913 (the public face)
@@ -129,6 +131,7 @@ def fit_local(  # noqa: PLR0913 (the public face)
     data = program.prepare(x, device=device)
     with program.evaluating():
         start = _start(program, data, init)
+        _require_continuous(start.log_joint.structure)
         parts = []
         for first in range(0, data.num_datapoints, MAX_DATAPOINTS):
             chunk = slice(first, first + MAX_DATAPOINTS)
@@ -138,6 +141,20 @@ def fit_local(  # noqa: PLR0913 (the public face)
     settings = {"init": start.name, "num_draws": num_draws, "num_steps": num_steps, "seed": seed}
     seconds = time.perf_counter() - begin
     return LocalPosterior(family, **arrays, settings=settings, seconds=seconds, program=program, data=data)
+
+
+def _require_continuous(structure: Structure) -> None:
+    """A Gaussian over u needs a u, and nothing beside it that is drawn."""
+    if structure.sampled:
+        raise DiscreteLatentError(
+            f"local posteriors are Gaussian, but the discrete latents {', '.join(map(repr, structure.sampled))} are "
+            f"sampled ({structure.reason}). Where they can be summed out: am.Program(..., discrete='enumerate')"
+        )
+    if not structure.dim:
+        raise DiscreteLatentError(
+            "the program has no continuous latents, so there is no Gaussian to fit; its discrete ones are summed out, "
+            "and am.evidence(program, x) and am.posterior(program, x) are exact"
+        )
 
 
 def _start(program: Program, data: Data, init: str | None) -> Start:

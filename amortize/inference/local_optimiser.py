@@ -235,7 +235,7 @@ class Problem:
     def _moments(self, seed: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the start, (N, D): where each datapoint begins."""
         num = self.data.num_datapoints
-        draws = self.start.draw(self.data.fold(INIT_DRAWS), seed, "init").reshape(INIT_DRAWS, num, -1)
+        draws = self.start.draw(self.data.fold(INIT_DRAWS), seed, "init").u.reshape(INIT_DRAWS, num, -1)
         scale = draws.std(0)
         usable = torch.isfinite(scale) & (scale > 0)
         return draws.mean(0).nan_to_num(0.0), torch.where(usable, scale, torch.ones_like(scale))

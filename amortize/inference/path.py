@@ -53,6 +53,10 @@ class GeometricPath:
     extra
         Further inputs of ``terms`` at each of the two positions, for example the atom indices (B, M) of discrete
         latents. They are inputs of the graph too, get no gradient, and are given with every call.
+    backend
+        As for ``Compiled``.
+    num_calls
+        How often ``evaluate`` and ``gradient`` are going to be called, as far as that is known.
 
     Examples
     --------
@@ -68,23 +72,22 @@ class GeometricPath:
         example: tuple[Tensor, Tensor] | None = None,
         *,
         extra: tuple[Inputs, Inputs] = ((), ()),
+        backend: str = "auto",
+        num_calls: tuple[int, int] = (0, 0),
     ) -> None:
-        def evaluate(u: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
+        def everything(u: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
             return _evaluate(terms, u, extra)
 
-        def gradient(u: Tensor, beta: Tensor, *extra: Tensor) -> Tensor:
-            return _gradient(terms, u, beta, extra)
-
-        self._evaluate: Callable[..., tuple[Tensor, ...]] = evaluate
-        self._gradient: Callable[..., Tensor] = gradient
+        self._terms = terms
+        self._evaluate: Callable[..., tuple[Tensor, ...]] = everything
+        self._slopes: Compiled | None = None
         self.description = "eager"
         if example is not None:
-            first, second = example
-            beta = torch.full_like(first[:, :1], 0.5)
-            compiled = Compiled(evaluate, (first, *extra[0]), (second, *extra[1]))
-            slope = Compiled(gradient, (first, beta, *extra[0]), (second, 0.5 * beta, *extra[1]))
-            self._evaluate, self._gradient = compiled, slope
-            self.description = compiled.describe() if compiled.reason else slope.describe()
+            first, second = ((u, *more) for u, more in zip(example, extra, strict=True))
+            whole = Compiled(everything, first, second, backend=backend, num_calls=num_calls[0])
+            slopes = whole.part((2, 3), num_calls=num_calls[1])
+            self._evaluate, self._slopes = whole, None if slopes.reason else slopes
+            self.description = _described(whole, slopes)
 
     def evaluate(self, u: Tensor, *extra: Tensor) -> Point:
         """Everything known at u (B, D)."""
@@ -92,7 +95,10 @@ class GeometricPath:
 
     def gradient(self, u: Tensor, beta: Tensor, *extra: Tensor) -> Tensor:
         """Gradient of the tempered log density at u, for ``beta`` (B, 1): (B, D)."""
-        return self._gradient(u, beta, *extra)
+        if self._slopes is None:
+            return _gradient(self._terms, u, beta, extra)
+        base, ratio = self._slopes(u, *extra)
+        return torch.addcmul(base, beta, ratio)
 
     def held(self, *extra: Tensor) -> HeldPath:
         """The path over u alone, the further inputs held at these values: what a kernel over u moves on."""
@@ -131,3 +137,8 @@ def _gradient(terms: LogTerms, u: Tensor, beta: Tensor, extra: Inputs) -> Tensor
         base, ratio = terms(u, *extra)
         (gradient,) = torch.autograd.grad((base + beta.squeeze(-1) * ratio).sum(), u)
     return gradient.detach()
+
+
+def _described(whole: Compiled, slopes: Compiled) -> str:
+    first, second = whole.describe(), slopes.describe()
+    return first if first == second else f"values: {first}; gradients: {second}"

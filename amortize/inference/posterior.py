@@ -1,4 +1,7 @@
-"""Draws from a guide, with their log densities."""
+"""Draws from a guide, with their log densities.
+
+Discrete latents that the model sums out are drawn from their exact conditional given the continuous ones.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import numpy as np
 import torch
 
 from amortize.errors import check_count
+from amortize.inference.starts import GuideStart, PriorStart, Start
+from amortize.program.data import Data
 from amortize.program.program import Program
 from amortize.program.simulate import constrained
-from amortize.random import check_seed, pyro_rng, stream_seed
+from amortize.random import check_seed, stream_seed
 
 __all__ = ["posterior"]
 
@@ -26,7 +31,8 @@ def posterior(
     -------
     dict
         Latent sites in their own space, (draw, N, ...), and ``lp`` and ``log_q``, (draw, N) nats: the log joint and the
-        guide's log density, both over the unconstrained u, so that ``lp - log_q`` is the log importance weight.
+        guide's log density, both over the unconstrained u (and sampled discrete sites), so that ``lp - log_q`` is the
+        log importance weight. Where every latent is discrete and summed out, draws are exact and need no guide.
 
     Raises
     ------
@@ -45,19 +51,31 @@ def posterior(
     seed = stream_seed(check_seed(seed), "posterior")
     data = program.prepare(x, device=device)
     num = data.num_datapoints
-    size = max(1, MAX_ROWS // num)
     parts: dict[str, list[np.ndarray]] = {}
     with program.evaluating():
-        guide = program.guide_density(data)
+        start = _start(program, data)
+        log_joint = start.log_joint
+        size = max(1, MAX_ROWS // (num * log_joint.num_tiles))
         for first in range(0, num_draws, size):
             count = min(size, num_draws - first)
-            with pyro_rng(seed, "block", first), torch.no_grad():
-                u, log_p, log_q = guide.draw(data.fold(count))
-            block = constrained(guide.log_joint, data, u.reshape(count, num, -1))
+            folded = data.fold(count)
+            latents = start.draw(folded, seed, f"block-{first}")
+            with torch.no_grad():
+                log_q, ratio = start.terms(folded, *latents)
+            u, choices = (value.reshape(count, num, value.shape[-1]) for value in latents)
+            block = constrained(log_joint, data, u, choices, seed=stream_seed(seed, "sites", first))
             block |= {
-                "lp": log_p.reshape(count, num).cpu().numpy(),
+                "lp": (log_q + ratio).reshape(count, num).cpu().numpy(),
                 "log_q": log_q.reshape(count, num).cpu().numpy(),
             }
             for name, array in block.items():
                 parts.setdefault(name, []).append(array)
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def _start(program: Program, data: Data) -> Start:
+    """The guide; or nothing to draw from a density at all, where every latent is summed out."""
+    log_joint = program.log_joint(data)
+    if not (log_joint.dim or log_joint.structure.sampled):
+        return PriorStart(log_joint)
+    return GuideStart(program.guide_density(data))

@@ -1,6 +1,6 @@
 """Where annealing starts: the prior, the guide, or a local posterior. Each draws exactly from its own density.
 
-Letters: C chains, N datapoints, D latents, B = C * N rows (chain-major).
+Letters: C chains, N datapoints, D continuous latents, M sampled discrete variables, B = C * N rows (chain-major).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from amortize.program.data import Data
-from amortize.program.density import GuideDensity, LogJoint
+from amortize.program.density import Latents, LogJoint
+from amortize.program.guide import GuideDensity
 from amortize.random import generator, pyro_rng
 
 __all__ = ["GaussianStart", "GuideStart", "PriorStart", "Start", "scale_of"]
@@ -21,17 +22,18 @@ SCALE_DRAWS = 64
 
 
 class Start(ABC):
-    """A density q0 over u to start from."""
+    """A density q0 over the latents to start from."""
 
     name: str
+    log_joint: LogJoint
 
     @abstractmethod
-    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
-        """One exact draw for each of the B rows of ``data``: (B, D)."""
+    def draw(self, data: Data, seed: int, stream: str) -> Latents:
+        """One exact draw for each of the B rows of ``data``."""
 
     @abstractmethod
-    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Log q0(u) and log p(x, u) - log q0(u) at u (B, D), each (B,) nats."""
+    def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log q0(u) and log p(x, u) - log q0(u) at u (B, D), each (B,) nats; with ``choices`` (B, M), of both."""
 
     @abstractmethod
     def rows(self, index: slice) -> Start:
@@ -46,14 +48,14 @@ class PriorStart(Start):
     def __init__(self, log_joint: LogJoint) -> None:
         self.log_joint = log_joint
 
-    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+    def draw(self, data: Data, seed: int, stream: str) -> Latents:
         """Run the model's latent sites."""
         with pyro_rng(seed, stream):
             return self.log_joint.draw_prior(data)
 
-    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log prior and log likelihood."""
-        terms = self.log_joint.terms(data, u=u)
+        terms = self.log_joint.terms(data, u=u, choices=choices)
         return terms.prior, terms.likelihood
 
     def rows(self, index: slice) -> PriorStart:  # noqa: ARG002
@@ -67,16 +69,16 @@ class GuideStart(Start):
     name = "guide"
 
     def __init__(self, guide: GuideDensity) -> None:
-        self.guide = guide
+        self.guide, self.log_joint = guide, guide.log_joint
 
-    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+    def draw(self, data: Data, seed: int, stream: str) -> Latents:
         """Run the guide."""
         with pyro_rng(seed, stream):
-            return self.guide.draw(data)[0]
+            return self.guide.draw(data).latents
 
-    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log density of the guide, and the log importance ratio."""
-        terms = self.guide.log_joint.terms(data, u=u)
+        terms = self.log_joint.terms(data, u=u, choices=choices)
         log_q = self.guide.log_density(data, terms.values) + terms.jacobian
         return log_q, terms.joint - log_q
 
@@ -93,16 +95,17 @@ class GaussianStart(Start):
     def __init__(self, log_joint: LogJoint, loc: Tensor, scale_tril: Tensor) -> None:
         self.log_joint, self.loc, self.scale_tril = log_joint, loc, scale_tril
 
-    def draw(self, data: Data, seed: int, stream: str) -> Tensor:
+    def draw(self, data: Data, seed: int, stream: str) -> Latents:
         """Loc + scale_tril @ noise."""
         chains = data.num_datapoints // len(self.loc)
         gen = generator(seed, stream, device=self.loc.device)
         shape = (chains, *self.loc.shape)
         noise = torch.randn(shape, generator=gen, device=self.loc.device, dtype=self.loc.dtype)
-        return (self.loc + torch.einsum("nij,cnj->cni", self.scale_tril, noise)).flatten(0, 1)
+        u = (self.loc + torch.einsum("nij,cnj->cni", self.scale_tril, noise)).flatten(0, 1)
+        return Latents(u, u.new_zeros(len(u), 0, dtype=torch.long))
 
-    def terms(self, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Gaussian log density, and the log importance ratio."""
+    def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Gaussian log density, and the log importance ratio; there are no sampled discrete variables."""
         log_q = self.log_density(u.reshape(-1, *self.loc.shape)).flatten()
         return log_q, self.log_joint.terms(data, u=u).joint - log_q
 
@@ -125,6 +128,8 @@ def scale_of(start: Start, data: Data, seed: int) -> Tensor:
 
     Estimated from draws of a stream of its own; any positive value is valid, so the estimate costs no exactness.
     """
-    draws = start.draw(data.fold(SCALE_DRAWS), seed, "scale").reshape(SCALE_DRAWS, data.num_datapoints, -1)
-    scale = draws.std(0)
+    u = start.draw(data.fold(SCALE_DRAWS), seed, "scale").u
+    if not u.shape[-1]:
+        return u.new_zeros(data.num_datapoints, 0)
+    scale = u.reshape(SCALE_DRAWS, data.num_datapoints, u.shape[-1]).std(0)
     return torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))

@@ -14,9 +14,10 @@ from torch.distributions import TransformedDistribution, biject_to
 
 from amortize.errors import AmortizeError, ContractError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.data import Data
-from amortize.program.density import GuideDensity
+from amortize.program.guide import TracedGuide
+from amortize.program.density import Latents
 from amortize.program.discover import HEAD, has_user_scale, run_recorded
-from amortize.program.handlers import base_of, data_dim
+from amortize.program.handlers import atoms, base_of, data_dim
 from amortize.random import generator, pyro_rng
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def verify_finite(program: Program, data: Data) -> None:
     log_joint = program.log_joint(data)
     head = data.rows(slice(0, min(data.num_datapoints, 64)))
     with pyro_rng(0, "check"), torch.no_grad():
-        value = log_joint.terms(head, u=log_joint.draw_prior(head)).joint
+        u, choices = log_joint.draw_prior(head)
+        value = log_joint.terms(head, u=u, choices=choices).joint
     bad = torch.nonzero(~torch.isfinite(value)).flatten().tolist()
     if len(bad) == head.num_datapoints:
         raise ContractError(
@@ -133,21 +135,22 @@ def verify_independent(log_joint: LogJoint, data: Data) -> None:
     head = data.rows(slice(0, min(data.num_datapoints, 3)))
     num = head.num_datapoints
     with pyro_rng(0, "verify"), torch.no_grad():
-        u = log_joint.draw_prior(head.fold(2))
-        terms = log_joint.terms(head.fold(2), u=u)
-        again = log_joint.terms(head.fold(2), u=u)
+        u, choices = log_joint.draw_prior(head.fold(2))
+        terms = log_joint.terms(head.fold(2), u=u, choices=choices)
+        again = log_joint.terms(head.fold(2), u=u, choices=choices)
         order = torch.arange(2 * num, device=u.device).flip(0)
-        other = log_joint.terms(head.fold(2).rows(order), u=u[order])
+        other = log_joint.terms(head.fold(2).rows(order), u=u[order], choices=choices[order])
         _same(terms.joint, again.joint, "between two runs on the same latents", DynamicStructureError)
         _same(terms.joint[order], other.joint, "when the batch is permuted", NotIndependentError)
-        _verify_alone(log_joint, head, u[:num], terms.joint[:num])
+        _verify_alone(log_joint, head, Latents(u[:num], choices[:num]), terms.joint[:num])
         _verify_outside(log_joint, head, terms.outside)
 
 
-def _verify_alone(log_joint: LogJoint, head: Data, u: Tensor, together: Tensor) -> None:
+def _verify_alone(log_joint: LogJoint, head: Data, latents: Latents, together: Tensor) -> None:
     for row in range(head.num_datapoints):
+        one = slice(row, row + 1)
         try:
-            alone = log_joint.terms(head.rows(slice(row, row + 1)), u=u[row : row + 1]).joint
+            alone = log_joint.terms(head.rows(one), u=latents.u[one], choices=latents.choices[one]).joint
         except (ValueError, RuntimeError) as error:
             raise NotIndependentError(
                 f"the model runs on a batch but not on a single datapoint ({error}). Is BatchNorm in training mode, or "
@@ -159,7 +162,8 @@ def _verify_alone(log_joint: LogJoint, head: Data, u: Tensor, together: Tensor) 
 def _verify_outside(log_joint: LogJoint, head: Data, outside: Tensor) -> None:
     if not log_joint.structure.outside:
         return
-    other = log_joint.terms(head.fold(2), u=log_joint.draw_prior(head.fold(2))).outside
+    u, choices = log_joint.draw_prior(head.fold(2))
+    other = log_joint.terms(head.fold(2), u=u, choices=choices).outside
     if not torch.allclose(outside, other, rtol=1e-5, atol=1e-6, equal_nan=True):
         names = ", ".join(repr(name) for name in log_joint.structure.outside)
         raise NotIndependentError(
@@ -179,8 +183,10 @@ def _same(first: Tensor, second: Tensor, when: str, error: type[AmortizeError], 
         )
 
 
-def verify_guide(log_joint: LogJoint, data: Data) -> str:
-    """Compare the guide's sites, shapes and supports with the model's latents; return the guide's data plate.
+def verify_guide(log_joint: LogJoint, data: Data) -> tuple[str, set[str]]:
+    """Compare the guide's sites, shapes and supports with the model's latents.
+
+    Returns the guide's data plate and the latent sites it samples: those that the model sums out may be missing.
 
     Raises
     ------
@@ -191,10 +197,11 @@ def verify_guide(log_joint: LogJoint, data: Data) -> str:
     assert program.guide is not None
     head = data.rows(slice(0, min(data.num_datapoints, HEAD)))
     messages = {name: msg for name, msg in run_recorded(program.guide, head).items() if name not in program.condition}
-    _compare_names(set(structure.sites), messages)
+    _compare_names(set(structure.sites), messages, set(structure.enumerated))
     plate = _guide_plate(structure.plate, messages, head.num_datapoints)
-    for name, site in structure.sites.items():
-        msg = messages[name]
+    drawn = {name for name in structure.sites if name in messages}
+    for name in drawn:
+        site, msg = structure.sites[name], messages[name]
         if has_user_scale(msg, plate):
             raise GuideMismatchError(
                 f"guide site {name!r} is under poutine.scale, so its density is not normalised. Take the scale off"
@@ -210,16 +217,15 @@ def verify_guide(log_joint: LogJoint, data: Data) -> str:
                 f"guide site {name!r} has shape {shape} per datapoint, the model's has {site.shape}"
             )
         _refuse_point(name, msg["fn"])
-    _verify_guide_rows(log_joint, head, plate)
+    _verify_guide_rows(TracedGuide(log_joint, plate, head, drawn), head)
     many = head.fold(PROBES)
     _compare_supports(log_joint, many, run_recorded(program.guide, many))
-    return plate
+    return plate, drawn
 
 
-def _verify_guide_rows(log_joint: LogJoint, head: Data, plate: str) -> None:
+def _verify_guide_rows(guide: TracedGuide, head: Data) -> None:
     """The guide's density at fixed values: the same twice, permuted, and alone."""
-    guide = GuideDensity(log_joint, plate)
-    order = torch.arange(head.num_datapoints, device=log_joint.like.device).flip(0)
+    order = torch.arange(head.num_datapoints, device=guide.log_joint.like.device).flip(0)
     with pyro_rng(0, "verify-guide"), torch.no_grad():
         values, _ = guide.sample(head)
         together = guide.log_density(head, values)
@@ -232,9 +238,9 @@ def _verify_guide_rows(log_joint: LogJoint, head: Data, plate: str) -> None:
             _same(together[index], alone, "when a datapoint is taken alone", NotIndependentError, "log q(z | x)")
 
 
-def _compare_names(expected: set[str], messages: Mapping[str, Mapping[str, Any]]) -> None:
+def _compare_names(expected: set[str], messages: Mapping[str, Mapping[str, Any]], optional: set[str]) -> None:
     drawn = {name for name, msg in messages.items() if not msg["is_observed"]}
-    missing, extra = sorted(expected - drawn), sorted(drawn - expected)
+    missing, extra = sorted(expected - drawn - optional), sorted(drawn - expected)
     if missing or extra:
         parts = [f"misses {', '.join(map(repr, missing))}"] if missing else []
         parts += [f"samples {', '.join(map(repr, extra))}, which the model does not have"] if extra else []
@@ -271,6 +277,20 @@ def _refuse_point(name: str, fn: Any) -> None:
         )
 
 
+def _compare_atoms(name: str, model: Any, guide: Any) -> None:
+    try:
+        theirs = atoms(guide)
+    except NotImplementedError:
+        theirs = None
+    ours = atoms(model)
+    if theirs is None or theirs.shape != ours.shape or not bool((theirs == ours).all()):
+        raise GuideMismatchError(
+            f"guide site {name!r} is {type(base_of(guide)).__name__}, the model's is {type(base_of(model)).__name__}: "
+            "they must take the same values. A relaxed guide is scored as the discrete one that it stands for: give "
+            "that one to am.Program"
+        )
+
+
 def _refuse_non_finite(name: str, value: Tensor, front: int, num_datapoints: int) -> None:
     bad = ~torch.isfinite(value.movedim(front, 0)).flatten(1).all(1) if value.dim() > 1 else ~torch.isfinite(value)
     if bad.any():
@@ -286,12 +306,17 @@ def _compare_supports(log_joint: LogJoint, head: Data, messages: Mapping[str, Ma
     gen = generator(0, "supports", device=log_joint.like.device)
     like = log_joint.like
     u = PROBE_SPREAD * torch.randn(head.num_datapoints, log_joint.dim, generator=gen, device=gen.device).to(like)
-    values = {name: messages[name]["value"] for name in log_joint.structure.sites}
-    model = log_joint.messages(head, values)
-    with torch.no_grad():
-        probes = log_joint.terms(head, u=u).values
-    replayed = log_joint.messages(head, probes, guide=True)
-    for name in log_joint.structure.sites:
+    structure = log_joint.structure
+    values = {name: messages[name]["value"] for name in structure.sites if name in messages}
+    with pyro_rng(0, "supports"):
+        model = log_joint.messages(head, values)
+        with torch.no_grad():
+            probes = log_joint.terms(head, u=u, choices=log_joint.draw_prior(head).choices).values
+        replayed = log_joint.messages(head, probes, guide=True)
+    for name in structure.discrete:
+        if name in messages:
+            _compare_atoms(name, model[name]["fn"], messages[name]["fn"])
+    for name in structure.continuous:
         _refuse_non_finite(name, values[name], log_joint.structure.sites[name].front, head.num_datapoints // PROBES)
         ours, theirs = model[name]["fn"].support, messages[name]["fn"].support
         drawn = [values[name]]

@@ -1,8 +1,8 @@
-"""The densities of a program: log p(x_n, u_n) and log q(u_n | x_n), both in the model's unconstrained coordinates.
+"""The log joint of a program, in unconstrained coordinates: log p(x_n, u_n) of each datapoint.
 
-With z = T(u) and J = log |dT/du|, the log joint is log p(x, z) + J and the guide's density log q(z | x) + J, where T is
-``biject_to`` of the support that the *model's* site has in this very run (supports may depend on other latents).
-Letters: C chains, N datapoints, D latent dimensions, B = C * N rows (chain-major).
+With z = T(u) and J = log |dT/du|, the log joint is log p(x, z) + J, where T is ``biject_to`` of the support that the
+site has in this very run (supports may depend on other latents). Discrete latents are summed out of it, or given.
+Letters: C chains, N datapoints, D continuous latents, M sampled discrete variables, B = C * N rows (chain-major).
 """
 
 from __future__ import annotations
@@ -15,39 +15,23 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from amortize.errors import (
-    AmortizeWarning,
-    ContractError,
-    DiscreteLatentError,
-    GuideMismatchError,
-    UnboundedDiscreteError,
-)
+from amortize.errors import AmortizeWarning, ContractError, GuideMismatchError
 from amortize.program.data import Data
-from amortize.program.handlers import LogTerms, Record, Substitute, unvalidated
+from amortize.program.enumerate import JointTerms, Placement, Runner, draw_enumerated, split_choices, summed
+from amortize.program.handlers import LogTerms, Record, Substitute, choices_of, unvalidated
 from amortize.program.sites import Structure
 
 if TYPE_CHECKING:
     from amortize.program.program import Program
 
-__all__ = ["GuideDensity", "JointTerms", "LogJoint"]
+__all__ = ["JointTerms", "Latents", "LogJoint", "require_guide"]
 
 
-class JointTerms(NamedTuple):
-    """Log densities of B rows, in nats, and the values by site.
+class Latents(NamedTuple):
+    """What is inferred of B rows: ``u`` (B, D), and ``choices`` (B, M), the values of sampled discrete variables."""
 
-    ``prior`` is over u (Jacobian included); ``outside`` is what stands outside the plate, a scalar.
-    """
-
-    prior: Tensor
-    likelihood: Tensor
-    jacobian: Tensor
-    outside: Tensor
-    values: dict[str, Tensor]
-
-    @property
-    def joint(self) -> Tensor:
-        """Log p(x, u), (B,)."""
-        return self.prior + self.likelihood
+    u: Tensor
+    choices: Tensor
 
 
 class LogJoint:
@@ -64,138 +48,91 @@ class LogJoint:
 
     Raises
     ------
-    DiscreteLatentError, UnboundedDiscreteError
-        If a latent site is discrete: there is no density over u then.
+    ContractError
+        If a latent site is scaled.
     """
 
     def __init__(self, program: Program, structure: Structure, like: Tensor) -> None:
-        _refuse_discrete(structure)
         _refuse_scaled(structure)
         self.program, self.structure, self.like = program, structure, like
+        self.runner = Runner(program.model, structure.sites, structure.plate, like, structure.batch_ndim)
 
     @property
     def dim(self) -> int:
         """D, unconstrained latent dimensions of a datapoint."""
         return self.structure.dim
 
-    def terms(self, data: Data, *, u: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> JointTerms:
-        """Evaluate B rows at ``u`` (B, D), or at constrained ``values`` (then the Jacobian is left at 0)."""
-        return self._run(data, u, values)[0]
+    @property
+    def num_tiles(self) -> int:
+        """How many rows the model is run on for one row of u."""
+        return self.structure.num_configurations if self.structure.summation == "tiling" else 1
+
+    def terms(
+        self,
+        data: Data,
+        *,
+        u: Tensor | None = None,
+        choices: Tensor | None = None,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> JointTerms:
+        """Evaluate B rows at ``u`` (B, D) and ``choices`` (B, M), or at constrained ``values`` (no Jacobian then)."""
+        structure = self.structure
+        place = self._placement(u, choices, values)
+        return summed(self.runner, data, place, structure.enumerated, structure.summation)
 
     def __call__(self, data: Data, u: Tensor) -> Tensor:
         """Log p(x_n, u_cn) in nats, for u (C, N, D): (C, N)."""
         chains, num, dim = u.shape
         return self.terms(data.fold(chains), u=u.reshape(chains * num, dim)).joint.reshape(chains, num)
 
-    def observed(self, data: Data, u: Tensor) -> dict[str, Any]:
-        """The distributions of the observed sites at ``u`` (B, D)."""
-        return self._run(data, u, None)[1].observed
-
-    def draw_prior(self, data: Data) -> Tensor:
-        """One draw of u from the prior for each row, (B, D); draws from the global generators."""
+    def draw_prior(self, data: Data) -> Latents:
+        """One draw from the prior for each row; draws from the global generators."""
         record = Record()
         with unvalidated(), torch.no_grad(), record:
             self.program.model(*data.args, **data.kwargs)
-        return self._flatten({name: record.messages[name] for name in self.structure.sites})
+        return self._flatten(record.messages, data.num_datapoints)
+
+    def draw_enumerated(self, data: Data, latents: Latents) -> dict[str, Tensor]:
+        """Values of the summed-out sites given u, from their exact conditional; draws from the global generators."""
+        place = self._placement(latents.u, latents.choices, None)
+        structure = self.structure
+        with torch.no_grad():
+            return draw_enumerated(self.runner, data, place, structure.enumerated, structure.summation)
 
     def messages(self, data: Data, values: Mapping[str, Tensor], *, guide: bool = False) -> dict[str, dict[str, Any]]:
-        """The message of each sample site of a run of the model (or guide) with constrained ``values`` put in."""
+        """The message of each sample site of a run of the model (or guide) with constrained ``values`` put in.
+
+        Sites without a value are drawn from the global generators.
+        """
         function = self.program.guide if guide else self.program.model
         assert function is not None
-        terms = LogTerms(data.num_datapoints, self.like)
-        inner = Substitute(self.structure.sites, self.structure.plate, terms, values=values)
+        put = Substitute(self.structure.sites, LogTerms(data.num_datapoints, self.like), values=values)
         record = Record()
-        with unvalidated(), torch.no_grad(), record, inner:
+        with unvalidated(), torch.no_grad(), record, put:
             function(*data.args, **data.kwargs)
         return record.messages
 
-    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Tensor, JointTerms]:
-        """U (B, D) of constrained values, and the terms there with the Jacobian."""
-        messages = self.messages(data, values)
-        u = self._flatten({name: messages[name] for name in self.structure.sites})
-        return u, self.terms(data, u=u)
+    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
+        """The latents of constrained values, and the terms there with the Jacobian."""
+        latents = self._flatten(self.messages(data, values), data.num_datapoints)
+        return latents, self.terms(data, u=latents.u, choices=latents.choices)
 
-    def _run(self, data: Data, u: Tensor | None, values: Mapping[str, Tensor] | None) -> tuple[JointTerms, Substitute]:
-        terms = LogTerms(data.num_datapoints, self.like if u is None else u)
-        handler = Substitute(self.structure.sites, self.structure.plate, terms, u=u, values=values)
-        with unvalidated(), handler:
-            self.program.model(*data.args, **data.kwargs)
-        return (
-            JointTerms(terms.latent + terms.jacobian, terms.observed, terms.jacobian, terms.outside, handler.values),
-            handler,
-        )
+    def _placement(self, u: Tensor | None, choices: Tensor | None, values: Mapping[str, Tensor] | None) -> Placement:
+        sampled = self.structure.sampled
+        if choices is None or not sampled:
+            return Placement(u, values)
+        return Placement(u, values, split_choices(self.structure.sites, sampled, choices))
 
-    def _flatten(self, messages: Mapping[str, Mapping[str, Any]]) -> Tensor:
-        parts = []
-        for name, site in self.structure.sites.items():
+    def _flatten(self, messages: Mapping[str, Mapping[str, Any]], num_rows: int) -> Latents:
+        u, choices = [self.like.new_zeros(num_rows, 0)], [self.like.new_zeros(num_rows, 0, dtype=torch.long)]
+        for name in self.structure.continuous:
             value = biject_to(messages[name]["fn"].support).inv(messages[name]["value"])
-            parts.append(value.movedim(site.front, 0).flatten(1) if value.dim() > 1 else value.unsqueeze(1))
-        return torch.cat(parts, -1).to(self.like.dtype)
-
-
-class GuideDensity:
-    """Sampler and density of a guide, in the coordinates of the model's log joint."""
-
-    def __init__(self, log_joint: LogJoint, plate: str) -> None:
-        self.log_joint, self.plate = log_joint, plate
-        self.sites = log_joint.structure.sites
-
-    def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
-        """Constrained values by site and log q(z | x) (B,), without Jacobian; draws from the global generators."""
-        terms = LogTerms(data.num_datapoints, self.log_joint.like)
-        handler = _Collect(self.sites, self.plate, terms)
-        with unvalidated(), torch.no_grad(), handler:
-            self._guide(*data.args, **data.kwargs)
-        return handler.values, terms.latent
-
-    def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
-        """Log q(z | x) at constrained ``values``, (B,) nats, without Jacobian; differentiable in the values."""
-        terms = LogTerms(data.num_datapoints, next(iter(values.values())).new_zeros(()))
-        handler = Substitute(self.sites, self.plate, terms, values=values)
-        with unvalidated(), handler:
-            self._guide(*data.args, **data.kwargs)
-        return terms.latent
-
-    def rows_of(self, values: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        """The values of some rows."""
-        return {name: value.index_select(self.sites[name].front, index) for name, value in values.items()}
-
-    def draw(self, data: Data) -> tuple[Tensor, Tensor, Tensor]:
-        """U (B, D), log p(x, u) (B,) and log q(u | x) (B,) of one draw a row, Jacobian included in both."""
-        values, log_q = self.sample(data)
-        u, terms = self.log_joint.unconstrain(data, values)
-        return u, terms.joint, log_q + terms.jacobian
-
-    @property
-    def _guide(self) -> Any:
-        guide = self.log_joint.program.guide
-        assert guide is not None
-        return guide
-
-
-class _Collect(Substitute):
-    """Let the guide draw, and collect its values and log density."""
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        """Leave the value to the guide."""
-
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self.sites:
-            self.values[msg["name"]] = msg["value"]
-        super()._pyro_post_sample(msg)
-
-
-def _refuse_discrete(structure: Structure) -> None:
-    for name in structure.discrete:
-        if not structure.sites[name].enumerable:
-            raise UnboundedDiscreteError(
-                f"latent site {name!r} is discrete and its support ({structure.sites[name].support}) cannot be "
-                "enumerated. Truncate it to a Categorical, or marginalise it by hand"
-            )
-        raise DiscreteLatentError(
-            f"latent site {name!r} is discrete; evidence, local posteriors and gaps need continuous ones in this "
-            "version. Marginalise it by hand (for example with MixtureSameFamily); am.fit can train it"
-        )
+            front = self.structure.sites[name].front
+            u.append((value.movedim(front, 0).flatten(1) if value.dim() > 1 else value.unsqueeze(1)).to(self.like))
+        for name in self.structure.sampled:
+            msg = messages[name]
+            choices.append(choices_of(self.structure.sites[name], msg["fn"], msg["value"]))
+        return Latents(torch.cat(u, -1), torch.cat(choices, -1))
 
 
 def _refuse_scaled(structure: Structure) -> None:

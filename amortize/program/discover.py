@@ -24,7 +24,7 @@ from amortize.errors import (
     PlateSizeError,
 )
 from amortize.program.data import Data
-from amortize.program.handlers import Record, base_of, data_dim, unvalidated, user_scale
+from amortize.program.handlers import Record, atoms, base_of, data_dim, unvalidated, user_scale
 from amortize.program.sites import Site, Structure
 from amortize.random import pyro_rng
 
@@ -50,9 +50,8 @@ def discover(model: Callable[..., Any], data: Data, *, plate: str | None = None)
     NoDataPlateError, PlateSizeError, GlobalLatentError, DynamicStructureError
         Where the model breaks the contract; the message names the site and the way out.
     """
-    size = min(data.num_datapoints, HEAD)
-    messages = _run_head(model, data, size)
-    smaller = _run_head(model, data, size - 1) if size > 1 else None
+    size = HEAD
+    messages, smaller = _run_head(model, data, size), _run_head(model, data, size - 1)
     name = plate or _find_plate(messages, smaller, size)
     _check_plate(name, messages, smaller, size)
     structure = _structure(name, messages)
@@ -66,11 +65,11 @@ def discover(model: Callable[..., Any], data: Data, *, plate: str | None = None)
 
 def _run_head(model: Callable[..., Any], data: Data, size: int) -> Messages:
     try:
-        return run_recorded(model, data.rows(slice(0, size)))
+        return run_recorded(model, cycled(data, size))
     except ContractError:
         raise
     except Exception as error:
-        if size < data.num_datapoints and _runs(model, data):
+        if size != data.num_datapoints and _runs(model, data):
             raise PlateSizeError(
                 f"the model runs on all {data.num_datapoints} datapoints but not on {size} of them ({error}). A number "
                 "of datapoints seems to be typed in: size the plate from the data, pyro.plate('data', x.shape[0])"
@@ -180,27 +179,25 @@ def _structure(plate: str, messages: Messages) -> Structure:
     dtypes = [messages[name]["value"].dtype for name, site in sites.items() if not site.discrete]
     dtype = functools.reduce(torch.promote_types, dtypes, dtypes[0]) if dtypes else torch.get_default_dtype()
     full = _full_size(plate, messages)
-    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled), dtype, full)
+    batch_ndim = max(len(msg["fn"].batch_shape) for msg in messages.values())
+    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled), dtype, full, batch_ndim)
 
 
 def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
     fn, value = msg["fn"], msg["value"]
     dim = data_dim(msg, plate)
     assert dim is not None
-    _require_density(name, fn)
+    require_density(name, fn)
     front = value.dim() - fn.event_dim + dim
     batch_ndim = value.dim() - fn.event_dim
     discrete = bool(fn.support.is_discrete)
     shape = _drop(value, front)
-    if discrete:
-        free: tuple[int, ...] = ()
-    else:
-        free = _drop(biject_to(fn.support).inv(value), front)
+    free = () if discrete else _drop(biject_to(fn.support).inv(value), front)
+    atom_ndim = len(base_of(fn).event_shape)
     return Site(
         name=name,
-        support=_support_name(fn.support),
+        support=support_name(fn.support),
         discrete=discrete,
-        enumerable=discrete and bool(fn.has_enumerate_support),
         shape=shape,
         unconstrained_shape=free,
         start=start,
@@ -208,10 +205,20 @@ def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
         front=front,
         data_dim=dim,
         batch_ndim=batch_ndim,
+        variables=shape[: len(shape) - atom_ndim] if discrete else (),
+        cardinality=_cardinality(fn) if discrete else 0,
+        annotation=(msg["infer"] or {}).get("enumerate"),
     )
 
 
-def _require_density(name: str, fn: Any) -> None:
+def _cardinality(fn: Any) -> int:
+    try:
+        return len(atoms(fn))
+    except (NotImplementedError, ValueError):
+        return 0
+
+
+def require_density(name: str, fn: Any) -> None:
     """Refuse latents that have no density over an unconstrained u."""
     inner = base_of(fn)
     if isinstance(inner, Delta):
@@ -246,7 +253,7 @@ def _drop(value: Tensor, axis: int) -> tuple[int, ...]:
     return tuple(size for i, size in enumerate(value.shape) if i != axis)
 
 
-def _support_name(support: Any) -> str:
+def support_name(support: Any) -> str:
     inner = getattr(support, "base_constraint", support)
     return str(inner).removesuffix("()").removeprefix("_")
 

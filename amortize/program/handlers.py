@@ -1,7 +1,8 @@
 """The messengers that read or steer one run of a program.
 
-``Substitute`` is the evaluating handler: it stands outermost, puts given values at the latent sites and adds up log
-densities per datapoint. Letters: B rows (datapoints, or chains x datapoints folded into the batch).
+``Substitute`` and ``Score`` evaluate it: standing outermost, the one puts given values at the latent sites, the other
+adds up log densities per datapoint. Letters: B rows (datapoints, or chains x datapoints folded into the batch), M
+discrete variables of a datapoint, K values of each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,24 @@ from torch.nn.functional import softplus
 from amortize.errors import DynamicStructureError
 from amortize.program.sites import Site
 
-__all__ = ["LogTerms", "Record", "Substitute", "base_of", "data_dim", "log_density", "unvalidated", "user_scale"]
+__all__ = [
+    "LogTerms",
+    "Record",
+    "Score",
+    "Substitute",
+    "atoms",
+    "base_of",
+    "choices_of",
+    "chosen",
+    "data_dim",
+    "is_deterministic",
+    "is_subsample",
+    "log_density",
+    "log_factor",
+    "per_row",
+    "unvalidated",
+    "user_scale",
+]
 
 
 @contextmanager
@@ -53,8 +71,8 @@ class LogTerms:
         self.outside = like.new_zeros(())
 
 
-class Substitute(Messenger):
-    """Put values at latent sites and collect log densities per datapoint.
+class Score(Messenger):
+    """Add up log densities per datapoint as the program runs; ``values`` and ``observed`` keep what was seen.
 
     Parameters
     ----------
@@ -64,54 +82,73 @@ class Substitute(Messenger):
         Name of the data plate.
     terms
         Where the log densities are added.
-    u
-        (B, D) unconstrained latents, mapped by ``biject_to`` of the support the site has in this very run.
-    values
-        Constrained values by site name instead of ``u``.
     """
 
-    def __init__(
-        self,
-        sites: Mapping[str, Site],
-        plate: str,
-        terms: LogTerms,
-        *,
-        u: Tensor | None = None,
-        values: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, sites: Mapping[str, Site], plate: str, terms: LogTerms) -> None:
         super().__init__()
         self.sites, self.plate, self.terms = sites, plate, terms
-        self.u, self.given = u, values
         self.values: dict[str, Tensor] = {}
         self.observed: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        site = self.sites.get(msg["name"])
-        if site is None or msg["done"] or msg["is_observed"] or is_subsample(msg):
-            return
-        msg["value"] = self._constrain(site, msg) if self.u is not None else (self.given or {})[site.name]
-        msg["done"] = True
-        self.values[site.name] = msg["value"]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if is_subsample(msg) or is_deterministic(msg):
             return
-        latent = msg["name"] in self.sites
-        if not latent and not msg["is_observed"]:
-            raise DynamicStructureError(
-                f"site {msg['name']!r} appeared that was not there when the program was read: its control flow depends "
-                "on values. Make the set of sites fixed, for example with masks"
-            )
+        log_prob, latent = log_factor(msg, self.sites, self.plate)
         dim = data_dim(msg, self.plate)
-        if latent:  # a mask on a latent is dropped: what it hides enters no observation, and must be normalised
-            self.terms.latent = self.terms.latent + per_row(log_density(_unmasked(msg["fn"]), msg["value"]), dim)
+        if latent:
+            self.values[msg["name"]] = msg["value"]
+            self.terms.latent = self.terms.latent + per_row(log_prob, dim)
             return
-        log_prob = _masked(log_density(msg["fn"], msg["value"]), msg["mask"]) * user_scale(msg, self.plate)
         self.observed[msg["name"]] = msg["fn"]
         if dim is None:
             self.terms.outside = self.terms.outside + log_prob.sum()
         else:
             self.terms.observed = self.terms.observed + per_row(log_prob, dim)
+
+
+class Substitute(Messenger):
+    """Put values at latent sites; what is given nowhere is left to the program.
+
+    Parameters
+    ----------
+    sites
+        Latent sites by name, as discovered in the model.
+    terms
+        Where the log-Jacobian is added.
+    u
+        (B, D) unconstrained latents, mapped by ``biject_to`` of the support the site has in this very run.
+    values
+        Constrained values by site name instead of ``u``.
+    choices
+        (B, M) indices into a discrete site's list of values, by site name.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        terms: LogTerms,
+        *,
+        u: Tensor | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        choices: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.sites, self.terms = sites, terms
+        self.u, self.given, self.choices = u, values or {}, choices or {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        site = self.sites.get(msg["name"])
+        if site is None or msg["done"] or msg["is_observed"] or is_subsample(msg):
+            return
+        if site.name in self.choices:
+            msg["value"] = chosen(site, msg["fn"], self.choices[site.name])
+        elif site.name in self.given:
+            msg["value"] = self.given[site.name]
+        elif self.u is not None and not site.discrete:
+            msg["value"] = self._constrain(site, msg)
+        else:
+            return
+        msg["done"] = True
 
     def _constrain(self, site: Site, msg: dict[str, Any]) -> Tensor:
         assert self.u is not None
@@ -124,6 +161,50 @@ class Substitute(Messenger):
         jacobian = jacobian.sum(event) if event else jacobian
         self.terms.jacobian = self.terms.jacobian + per_row(jacobian, site.data_dim)
         return value
+
+
+def log_factor(msg: Mapping[str, Any], sites: Mapping[str, Site], plate: str) -> tuple[Tensor, bool]:
+    """Log density at a site in nats, batch dimensions kept, and whether the site is a latent.
+
+    A mask on a latent is dropped: what it hides enters no observation, and must be normalised.
+    """
+    latent = msg["name"] in sites
+    if not latent and not msg["is_observed"]:
+        raise DynamicStructureError(
+            f"site {msg['name']!r} appeared that was not there when the program was read: its control flow depends "
+            "on values. Make the set of sites fixed, for example with masks"
+        )
+    if latent:
+        return log_density(_unmasked(msg["fn"]), msg["value"]), True
+    return _masked(log_density(msg["fn"], msg["value"]), msg["mask"]) * user_scale(msg, plate), False
+
+
+def atoms(fn: Any) -> Tensor:
+    """The values that each variable of a discrete distribution can take, (K, ...) with its event shape.
+
+    Raises
+    ------
+    NotImplementedError
+        If they cannot be listed.
+    """
+    inner = base_of(fn)
+    support: Tensor = inner.enumerate_support(expand=False)
+    return support.reshape((len(support), *inner.event_shape))
+
+
+def chosen(site: Site, fn: Any, choices: Tensor) -> Tensor:
+    """The values of a discrete site at indices ``choices`` (B, M)."""
+    index = choices.reshape((len(choices), *site.variables)).movedim(0, site.front)
+    return atoms(fn)[index]
+
+
+def choices_of(site: Site, fn: Any, value: Tensor) -> Tensor:
+    """The indices (B, M) of a discrete site's values: the inverse of ``chosen``."""
+    table = atoms(fn)
+    event = table.dim() - 1
+    same = value.unsqueeze(value.dim() - event) == table
+    index = (same.flatten(-event).all(-1) if event else same).long().argmax(-1)
+    return index.movedim(site.front, 0).reshape(index.shape[site.front], -1)
 
 
 _KEPT = ("name", "fn", "value", "is_observed", "cond_indep_stack", "infer", "scale")

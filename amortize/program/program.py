@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,21 @@ from torch import Tensor, nn
 
 from amortize.errors import ArgumentError
 from amortize.program.adopt import LOCK, Adopted, ParameterScope
+from amortize.program.adoption import adopt
+from amortize.program.arguments import Arguments
 from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
 from amortize.program.data import Data
-from amortize.program.density import GuideDensity, LogJoint, require_guide
+from amortize.program.density import LogJoint, require_guide
 from amortize.program.describe import describe
 from amortize.program.discover import discover
+from amortize.program.discrete import resolve_discrete
+from amortize.program.enumerate import Runner
+from amortize.program.guide import GuideDensity, TracedGuide
 from amortize.program.handlers import unvalidated
 from amortize.program.simulate import reconstruct, simulate
 from amortize.program.sites import Structure
+from amortize.program.whole import WholeLogJoint, discover_whole
+from amortize.program.whole_guide import WholeGuide
 from amortize.random import pyro_rng
 
 __all__ = ["Program", "checked_device"]
@@ -40,6 +48,17 @@ class Program(nn.Module):
         Values for global latent sites, which become givens.
     allow_nan
         Let NaN in the data pass: the model handles missing values itself.
+    shared
+        Names or positions of arguments that all datapoints share, where the first size of one could be taken for N.
+    fold
+        For an argument whose rows are not its first index (a list of sequences, a graph): a dict from its name or
+        position to a function ``(argument, rows) -> argument``. ``rows`` is a long tensor of any length, repeats allowed.
+    discrete
+        "enumerate" sums every discrete latent out, "sample" draws them (Gibbs moves inside annealing). None goes by
+        ``infer={"enumerate": ...}`` and by cost.
+    whole
+        Take the whole data set as one datapoint, to which every latent is local, in plates or not: the evidence of a
+        regression or a hierarchical model. Results then have one entry, N = 1.
 
     Examples
     --------
@@ -54,7 +73,7 @@ class Program(nn.Module):
     1
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the public face)
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any] | None = None,
@@ -62,13 +81,18 @@ class Program(nn.Module):
         plate: str | None = None,
         condition: Mapping[str, Any] | None = None,
         allow_nan: bool = False,
+        discrete: str | None = None,
+        shared: Iterable[int | str] = (),
+        fold: Mapping[int | str, Callable[[Any, Tensor], Any]] | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         for name, function in (("model", model), ("guide", guide)):
             if function is not None and not callable(function):
                 raise ArgumentError(f"{name}: expected a function, nn.Module or PyroModule, got {function!r}")
-        self.plate, self.allow_nan = plate, allow_nan
-        self.condition = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
+        self.plate, self.allow_nan, self.discrete, self.whole = plate, allow_nan, discrete, whole
+        self.arguments = Arguments.of(model, shared, {} if fold is None else fold)
+        self.condition = _condition(condition)
         scope = ParameterScope()
         self.model = Adopted(model, scope)
         own = isinstance(guide, nn.Module)  # names in a module are its own; functions may share parameters
@@ -77,6 +101,7 @@ class Program(nn.Module):
         if self.guide is not None:
             self.guide.condition, self.guide.hides_condition = self.condition, True
         self._adopted = False
+        self._treatments: dict[Any, Structure] = {}
 
     def describe(self, x: Any) -> str:
         """Plate, latent sites with supports and sizes, and observed sites, as a table in text."""
@@ -124,21 +149,25 @@ class Program(nn.Module):
         if device is not None:
             self.to(checked_device(device))
         place = next((p.device for p in self.parameters()), None) if device is None else torch.device(device)
-        return Data.of(x, dtype=self.dtype, device=place, allow_nan=self.allow_nan)
+        data = Data.of(x, dtype=self.dtype, device=place, allow_nan=self.allow_nan, arguments=self.arguments)
+        return data.as_one() if self.whole else data
 
     def structure(self, data: Data) -> Structure:
         """What discovery reads off the model."""
         with self.evaluating():
-            structure = discover(self.model, data, plate=self.plate)
+            structure = (
+                discover_whole(self.model, data) if self.whole else discover(self.model, data, plate=self.plate)
+            )
         unknown = sorted(set(self.condition) - {*structure.outside, *structure.observed})
         if unknown:
             raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
-        return structure
+        return self._with_discrete(structure, data) if structure.discrete else structure
 
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""
         structure = self.structure(data)
-        log_joint = LogJoint(self, structure, torch.zeros((), dtype=structure.dtype, device=_device(data)))
+        like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+        log_joint = WholeLogJoint(self, structure, like, data) if self.whole else LogJoint(self, structure, like)
         verify_independent(log_joint, data)
         return log_joint
 
@@ -146,7 +175,10 @@ class Program(nn.Module):
         """The guide's sampler and density, checked against the model's sites."""
         require_guide(self)
         log_joint = self.log_joint(data)
-        return GuideDensity(log_joint, verify_guide(log_joint, data))
+        if isinstance(log_joint, WholeLogJoint):
+            return WholeGuide(log_joint, data)
+        plate, drawn = verify_guide(log_joint, data)
+        return TracedGuide(log_joint, plate, data, drawn)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,20 +226,24 @@ class Program(nn.Module):
         for name, value in lazy.items():
             self._scope(name).restore_later(name.rsplit(".", 1)[1], value)
 
+    def _with_discrete(self, structure: Structure, data: Data) -> Structure:
+        """How discrete sites are treated; tried once for each shape of the program."""
+        key = (self.discrete, structure.plate, *structure.sites.values())
+        if key not in self._treatments:
+            like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+            runner = Runner(self.model, structure.sites, structure.plate, like, structure.batch_ndim)
+            with self.evaluating():
+                self._treatments[key] = resolve_discrete(runner, structure, data, self.discrete)
+        known = self._treatments[key]
+        return replace(structure, sampled=known.sampled, summation=known.summation, reason=known.reason)
+
     def _scope(self, name: str) -> ParameterScope:
         part = self.guide if name.startswith("guide.") else self.model
         assert part is not None
         return part.scope
 
     def _adopt(self, data: Data) -> None:
-        head = data.rows(slice(0, min(data.num_datapoints, 2)))
-        with pyro_rng(0, "adopt"), unvalidated(), torch.no_grad(), poutine.block():
-            for part in (self.model, self.guide):
-                if part is not None:
-                    part(*head.args, **head.kwargs)
-        for part in (self.model, self.guide):
-            if part is not None:
-                part.scope.require_settled()
+        adopt([part for part in (self.model, self.guide) if part is not None], data)
         self._adopted = True
 
 
@@ -229,5 +265,20 @@ def checked_device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
+def _condition(condition: Any) -> dict[str, Tensor]:
+    """Values of global latents as tensors, by site name."""
+    if condition is None:
+        return {}
+    if not isinstance(condition, Mapping):
+        raise ArgumentError(f"condition: expected a dict of values by site name, {{'w': value}}, got {condition!r}")
+    values: dict[str, Tensor] = {}
+    for name, value in condition.items():
+        try:
+            values[str(name)] = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArgumentError(f"condition: expected a number or an array for {name!r}, got {value!r}") from error
+    return values
+
+
 def _device(data: Data) -> torch.device:
-    return next(leaf.device for leaf in data.leaves if isinstance(leaf, Tensor))
+    return data.index.device

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from amortize.errors import ArgumentError
 from amortize.program.data import Data
+from amortize.program.density import Latents
 from amortize.program.handlers import Record, data_dim, unvalidated
 from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
-    from amortize.program.density import GuideDensity, LogJoint
+    from amortize.program.density import LogJoint
+    from amortize.program.guide import GuideDensity
     from amortize.program.program import Program
 
 __all__ = ["constrained", "reconstruct", "simulate", "to_front"]
@@ -27,8 +29,10 @@ MAX_ROWS = 2**15
 def to_front(value: Tensor, msg: Mapping[str, Any], plate: str) -> np.ndarray:
     """A site's value with the data axis moved to the front, as numpy."""
     dim = data_dim(msg, plate)
-    assert dim is not None
-    axis = value.dim() - msg["fn"].event_dim + dim
+    if dim is None:  # all the data are one datapoint
+        value, axis = value.unsqueeze(0), 0
+    else:
+        axis = value.dim() - msg["fn"].event_dim + dim
     result: np.ndarray = value.movedim(axis, 0).detach().cpu().numpy()
     return result
 
@@ -57,29 +61,42 @@ def reconstruct(guide: GuideDensity, data: Data, *, num_draws: int, seed: int) -
     if num_draws < 1:
         raise ArgumentError(f"num_draws: expected at least 1, got {num_draws}")
     totals: dict[str, np.ndarray] = {}
-    plate = guide.log_joint.structure.plate
+    log_joint = guide.log_joint
+    plate = log_joint.structure.plate
     with pyro_rng(seed, "reconstruct"):
         for _ in range(num_draws):
-            messages = guide.log_joint.messages(data, guide.sample(data)[0])
-            for name in guide.log_joint.structure.observed:
+            values = guide.sample(data)[0]
+            values |= log_joint.draw_enumerated(data, log_joint.unconstrain(data, values)[0])
+            messages = log_joint.messages(data, values)
+            for name in log_joint.structure.observed:
                 mean = _mean(messages[name])
                 if mean is not None:
                     totals[name] = totals.get(name, 0.0) + to_front(mean, messages[name], plate) / num_draws
     return totals
 
 
-def constrained(log_joint: LogJoint, data: Data, u: Tensor) -> dict[str, np.ndarray]:
-    """Latent sites in their own space at u (S, N, D): arrays (S, N, ...)."""
+def constrained(
+    log_joint: LogJoint, data: Data, u: Tensor, choices: Tensor | None = None, *, seed: int
+) -> dict[str, np.ndarray]:
+    """Latent sites in their own space at u (S, N, D) and choices (S, N, M): arrays (S, N, ...).
+
+    Discrete sites that are summed out are drawn from their exact conditional given the rest.
+    """
     num = data.num_datapoints
-    size = max(1, MAX_ROWS // num)
+    size = max(1, MAX_ROWS // (num * log_joint.num_tiles))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in log_joint.structure.sites}
     for first in range(0, len(u), size):
-        block = u[first : first + size].to(log_joint.like)
-        with torch.no_grad():
-            values = log_joint.terms(data.fold(len(block)), u=block.flatten(0, 1)).values
+        block = slice(first, first + size)
+        count = len(u[block])
+        picked = torch.zeros(count, num, 0, dtype=torch.long) if choices is None else choices[block]
+        latents = Latents(u[block].to(log_joint.like).flatten(0, 1), picked.to(log_joint.like.device).flatten(0, 1))
+        folded = data.fold(count)
+        with torch.no_grad(), pyro_rng(seed, "enumerated", first):
+            values = log_joint.terms(folded, u=latents.u, choices=latents.choices).values
+            values |= log_joint.draw_enumerated(folded, latents)
         for name, site in log_joint.structure.sites.items():
             array = values[name].movedim(site.front, 0).cpu().numpy()
-            parts[name].append(array.reshape(len(block), num, *site.shape))
+            parts[name].append(array.reshape(count, num, *site.shape))
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 

@@ -28,6 +28,7 @@ from torch.distributions import (
 from torch.distributions.transforms import IndependentTransform
 
 from amortize.program.data import Data
+from amortize.program.guide import TracedGuide
 from amortize.program.handlers import Record, unvalidated
 from amortize.program.program import Program
 from amortize.random import pyro_rng
@@ -77,8 +78,11 @@ def guide_family(program: Program, x: Any) -> str | None:
     data = program.prepare(x)
     with program.evaluating():
         guide = program.guide_density(data)
+        if isinstance(guide, TracedGuide) and any(site.discrete for site in guide.sites.values()):
+            return None  # over u it is a mixture
+        sites = {name: guide.log_joint.structure.sites[name] for name in guide.log_joint.structure.continuous}
         head = data.rows(slice(0, min(data.num_datapoints, _HEAD)))
-        draws = [_gaussian_sites(program, guide.sites, head, number) for number in range(_DRAWS)]
+        draws = [_gaussian_sites(program, sites, head, number) for number in range(_DRAWS)]
     if any(sites is None for sites in draws):
         return None
     first, second = (sites for sites in draws if sites is not None)

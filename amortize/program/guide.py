@@ -1,0 +1,107 @@
+"""Samplers and densities of guides, in the coordinates of the model's log joint.
+
+Discrete sites that the model sums out are summed out of the guide too, where it samples them: the weight of a draw is
+p(x, u) / q(u), with both sums exact. Letters: B rows, D continuous latents.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amortize.errors import DiscreteLatentError
+from amortize.program.data import Data
+from amortize.program.density import Latents, LogJoint
+from amortize.program.discrete import MANY, way_to_sum
+from amortize.program.enumerate import Placement, Runner, summed
+from amortize.program.handlers import LogTerms, Score, unvalidated
+
+__all__ = ["Draw", "GuideDensity", "TracedGuide"]
+
+
+class Draw(NamedTuple):
+    """One draw a row: latents, log p(x, u) and log q(u | x), (B,) nats, Jacobian included in both."""
+
+    latents: Latents
+    log_joint: Tensor
+    log_q: Tensor
+
+
+class GuideDensity(ABC):
+    """Sampler and density of a guide."""
+
+    log_joint: LogJoint
+
+    @abstractmethod
+    def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
+        """Constrained values by site and log q(z | x) (B,), without Jacobian; draws from the global generators."""
+
+    @abstractmethod
+    def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
+        """Log q(z | x) at constrained ``values``, (B,) nats, without Jacobian; differentiable in the values."""
+
+    def draw(self, data: Data) -> Draw:
+        """One draw a row; draws from the global generators."""
+        values, log_q = self.sample(data)
+        latents, terms = self.log_joint.unconstrain(data, values)
+        return Draw(latents, terms.joint, log_q + terms.jacobian)
+
+    def rows_of(self, values: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """The values of some rows."""
+        sites = self.log_joint.structure.sites
+        return {name: value.index_select(sites[name].front, index) for name, value in values.items()}
+
+
+class TracedGuide(GuideDensity):
+    """A guide that is run as a Pyro program.
+
+    Parameters
+    ----------
+    log_joint
+        The model's.
+    plate
+        Name of the guide's data plate.
+    data
+        A few datapoints to try on how the guide's discrete sites can be summed out.
+    drawn
+        Names of the sites that the guide samples.
+    """
+
+    def __init__(self, log_joint: LogJoint, plate: str, data: Data, drawn: set[str]) -> None:
+        self.log_joint, self.plate = log_joint, plate
+        structure = log_joint.structure
+        self.sites = {name: site for name, site in structure.sites.items() if name in drawn}
+        self.summed_out = tuple(name for name in structure.enumerated if name in drawn)
+        guide = log_joint.program.guide
+        assert guide is not None
+        self.runner = Runner(guide, self.sites, plate, log_joint.like, structure.batch_ndim)
+        self.method, reason = way_to_sum(self.runner, data, self.summed_out, MANY)
+        if not self.method:
+            raise DiscreteLatentError(
+                f"the guide samples {', '.join(map(repr, self.summed_out))}, which the model sums out, but in the "
+                f"guide {reason}. Leave them out of the guide, or sample them: am.Program(..., discrete='sample')"
+            )
+
+    def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the guide."""
+        terms = LogTerms(data.num_datapoints, self.log_joint.like)
+        score = Score(self.sites, self.plate, terms)
+        with unvalidated(), torch.no_grad(), score:
+            self._guide(*data.args, **data.kwargs)
+        values = {name: value for name, value in score.values.items() if name not in self.summed_out}
+        if not self.summed_out:
+            return values, terms.latent
+        with torch.no_grad():
+            return values, self.log_density(data, values)
+
+    def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
+        """Run the guide with values put in."""
+        return summed(self.runner, data, Placement(values=values), self.summed_out, self.method).prior
+
+    @property
+    def _guide(self) -> Any:
+        return self.runner.function

@@ -1,0 +1,310 @@
+r"""A whole data set as a single datapoint: every latent, in or out of plates, is local to it.
+
+.. math:: \log p(x_1, \ldots, x_N, u), \qquad u \in R^D \text{ holds all latents of the model}
+
+That is how programs with global latents (a regression's weights, a hierarchical model) get their log evidence: N = 1
+for the algorithms, and each row of u is one run of the model on all the data. Rows are vectorised by torch's ``vmap``
+where that gives the same numbers as a loop; otherwise the loop runs, and ``reason`` says why.
+
+Letters: B rows (chains or draws), D unconstrained latents of the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.utils import _pytree as pytree
+
+from amortize.errors import ContractError, DiscreteLatentError, DynamicStructureError, PlateSizeError
+from amortize.program.data import Data
+from amortize.program.density import JointTerms, Latents, LogJoint
+from amortize.program.discover import has_user_scale, require_density, support_name
+from amortize.program.handlers import LogTerms, Record, Score, is_subsample, unvalidated
+from amortize.program.sites import Site, Structure
+from amortize.random import pyro_rng
+
+if TYPE_CHECKING:
+    from amortize.program.program import Program
+
+__all__ = ["WHOLE", "WholeLogJoint", "WholeRunner", "discover_whole"]
+
+WHOLE = "whole data set"
+"""What stands for the name of the data plate."""
+PROBES = 3
+MOST_NUMBERS = 2**24  # of data times rows in one vectorised run: bounds memory
+
+Function = Callable[..., Any]
+
+
+def discover_whole(model: Function, data: Data) -> Structure:
+    """Read the latent sites of ``model``, all of them local to the data set as a whole.
+
+    Raises
+    ------
+    DynamicStructureError, PlateSizeError, DiscreteLatentError, ContractError
+        Where the model can't be taken as one density over a flat u; the message names the site and the way out.
+    """
+    runs = [_recorded(model, data, number) for number in range(2)]
+    structure, again = (_structure(messages) for messages in runs)
+    if _signature(structure) != _signature(again):
+        raise DynamicStructureError(
+            f"the model's latent sites or their shapes change from run to run: {_signature(structure)}, then "
+            f"{_signature(again)}. Make sites and shapes fixed (masks)"
+        )
+    return structure
+
+
+def _recorded(function: Function, data: Data, number: int) -> dict[str, dict[str, Any]]:
+    record = Record()
+    with pyro_rng(number, "discover whole"), unvalidated(), torch.no_grad(), record:
+        function(*data.args, **data.kwargs)
+    return record.messages
+
+
+def _structure(messages: Mapping[str, Mapping[str, Any]]) -> Structure:
+    sites: dict[str, Site] = {}
+    start = 0
+    for name, msg in messages.items():
+        _refuse_subsample(name, msg)
+        if not msg["is_observed"]:
+            sites[name] = _site(name, msg, start)
+            start = sites[name].stop
+    observed = tuple(name for name, msg in messages.items() if msg["is_observed"])
+    if not sites:
+        raise ContractError("the model has no latent site; there is nothing to infer")
+    if not observed:
+        raise ContractError(
+            "the model observes nothing, so there is no evidence to measure. Give a site obs=, for example "
+            "pyro.sample('x', dist, obs=x)"
+        )
+    scaled = tuple(name for name, msg in messages.items() if has_user_scale(msg, WHOLE))
+    dtypes = [messages[name]["value"].dtype for name in sites]
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return Structure(WHOLE, sites, observed, (), scaled, dtype)
+
+
+def _site(name: str, msg: Mapping[str, Any], start: int) -> Site:
+    fn, value = msg["fn"], msg["value"]
+    require_density(name, fn)
+    if fn.support.is_discrete:
+        raise DiscreteLatentError(
+            f"latent site {name!r} is discrete, and a whole data set as one datapoint (whole=True) needs continuous "
+            "latents. Marginalise it by hand (for example with MixtureSameFamily), or condition on the global latents, "
+            "am.Program(model, condition={...}), so that the discrete ones are local and can be summed out"
+        )
+    free = tuple(biject_to(fn.support).inv(value).shape)
+    batch_ndim = value.dim() - fn.event_dim + 1  # the row stands in front of the model's own batch dimensions
+    return Site(
+        name=name,
+        support=support_name(fn.support),
+        discrete=False,
+        shape=tuple(value.shape),
+        unconstrained_shape=free,
+        start=start,
+        stop=start + math.prod(free),
+        front=0,
+        data_dim=-batch_ndim,
+        batch_ndim=batch_ndim,
+    )
+
+
+def _refuse_subsample(name: str, msg: Mapping[str, Any]) -> None:
+    for frame in msg["cond_indep_stack"]:
+        if frame.vectorized and frame.full_size not in (None, frame.size):
+            raise PlateSizeError(
+                f"site {name!r} stands in plate {frame.name!r}, which takes {frame.size} of {frame.full_size} entries. "
+                "The evidence of a whole data set needs all of it: give all the data, and leave out subsample_size"
+            )
+
+
+def _signature(structure: Structure) -> dict[str, tuple[int, ...]]:
+    return {name: site.shape for name, site in structure.sites.items()}
+
+
+class _Put(Messenger):
+    """Put the values of one run at the latent sites: from a row of u (D,), or constrained ones by name."""
+
+    def __init__(self, sites: Mapping[str, Site], u: Tensor | None, values: Mapping[str, Tensor] | None) -> None:
+        super().__init__()
+        self.sites, self.u, self.given = sites, u, values or {}
+        self.jacobian: Tensor | float = 0.0
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        site = self.sites.get(msg["name"])
+        if site is None or msg["done"] or msg["is_observed"] or is_subsample(msg):
+            return
+        if self.u is None:
+            msg["value"] = self.given[site.name]
+        else:
+            raw = self.u[site.start : site.stop].reshape(site.unconstrained_shape)
+            transform = biject_to(msg["fn"].support)
+            msg["value"] = transform(raw)
+            self.jacobian = self.jacobian + transform.log_abs_det_jacobian(raw, msg["value"]).sum()
+        msg["done"] = True
+
+
+@dataclass(frozen=True)
+class WholeRunner:
+    """Runs a model or guide on all the data, once for each of B rows, and adds up what it says of each.
+
+    ``num_numbers`` is the size of the data, which bounds how many rows are run at once; ``why_loop`` is the reason for
+    looping over rows, "" where they are vectorised. Draws are made one by one: vmap can't draw from all distributions.
+    """
+
+    function: Function
+    sites: Mapping[str, Site]
+    like: Tensor
+    num_numbers: int
+    why_loop: str = ""
+
+    def rows(self, data: Data, *, u: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> JointTerms:
+        """Densities at ``u`` (B, D), or at constrained ``values`` (B, ...) by site (no Jacobian then)."""
+        if u is not None:
+            prior, likelihood, jacobian, found = self._each(lambda row: self._run(data, row, None))(u)
+        else:
+            rows = {name: value for name, value in (values or {}).items() if name in self.sites}
+            prior, likelihood, jacobian, found = self._each(lambda row: self._run(data, None, row))(rows)
+        return JointTerms(prior, likelihood, jacobian, self.like.new_zeros(()), found)
+
+    def draw(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
+        """Constrained values (B, ...) by site, and their log density (B,); draws from the global generators."""
+        with torch.no_grad():
+            values, log_density = _looped(lambda _: self._draw(data), self.like.new_zeros(data.num_datapoints))
+        return values, log_density
+
+    def flatten(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
+        """U (B, D) of constrained ``values`` (B, ...); of a model."""
+        u: Tensor = self._each(lambda row: self._flatten(data, row))(dict(values))
+        return u
+
+    def messages(self, data: Data, values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """The message of each sample site of one run with constrained values (...) put in; the rest is drawn."""
+        record = Record()
+        given = {name: site for name, site in self.sites.items() if name in values}
+        with unvalidated(), record, _Put(given, None, values):
+            self.function(*data.args, **data.kwargs)
+        return record.messages
+
+    def _each(self, function: Function) -> Function:
+        if self.why_loop:
+            return functools.partial(_looped, function)
+        size = max(1, MOST_NUMBERS // max(self.num_numbers, 1))
+        vectorised: Function = torch.func.vmap(function, chunk_size=size)
+        return vectorised
+
+    def _run(self, data: Data, u: Tensor | None, values: Mapping[str, Tensor] | None) -> tuple[Any, ...]:
+        terms = LogTerms(1, self.like)
+        score, put = Score(self.sites, WHOLE, terms), _Put(self.sites, u, values)
+        with unvalidated(), score, put:
+            self.function(*data.args, **data.kwargs)
+        latent = terms.latent.squeeze(0)
+        jacobian = torch.zeros_like(latent) + put.jacobian
+        return latent + jacobian, terms.outside + torch.zeros_like(latent), jacobian, score.values
+
+    def _draw(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
+        terms = LogTerms(1, self.like)
+        score = Score(self.sites, WHOLE, terms)
+        with unvalidated(), score:
+            self.function(*data.args, **data.kwargs)
+        return score.values, terms.latent.squeeze(0)
+
+    def _flatten(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
+        messages = self.messages(data, values)
+        free = [biject_to(messages[name]["fn"].support).inv(values[name]).flatten() for name in self.sites]
+        return torch.cat([part.to(self.like) for part in free])
+
+
+def _looped(function: Function, rows: Any) -> Any:
+    """What ``vmap`` does, one row after the other."""
+    leaves, tree = pytree.tree_flatten(rows)
+    outcomes = [function(pytree.tree_unflatten(row, tree)) for row in zip(*leaves, strict=True)]
+    _, tree = pytree.tree_flatten(outcomes[0])
+    parts = zip(*(pytree.tree_leaves(outcome) for outcome in outcomes), strict=True)
+    return pytree.tree_unflatten([torch.stack(part) for part in parts], tree)
+
+
+def vectorised_if_right(runner: WholeRunner, data: Data) -> WholeRunner:
+    """The runner with rows vectorised where that agrees with looping over them, and the reason where not."""
+    few = data.fold(PROBES)
+    looping, vectorised = replace(runner, why_loop="to compare with"), replace(runner, why_loop="")
+    with pyro_rng(0, "vectorise"):
+        drawn = looping.draw(few)[0]
+    with torch.no_grad():
+        truth = looping.rows(few, values=drawn)
+        try:
+            return replace(runner, why_loop=_difference(vectorised.rows(few, values=drawn), truth))
+        except Exception as error:  # vmap may fail in any way that the user's code can; the loop is exact
+            reason = f"vmap failed: {type(error).__name__}: {error}".strip().splitlines()[0]
+            return replace(runner, why_loop=reason)
+
+
+def _difference(ours: JointTerms, truth: JointTerms) -> str:
+    tolerance = 1e-4 if truth.prior.dtype == torch.float32 else 1e-9
+    for first, second in ((ours.prior, truth.prior), (ours.likelihood, truth.likelihood)):
+        if not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return f"vmap differs from a loop by up to {float((first - second).abs().nan_to_num().max()):.3g} nats"
+    return ""
+
+
+class WholeLogJoint(LogJoint):
+    """log p(x, u) of the whole data set, for B rows of u.
+
+    Parameters
+    ----------
+    program, structure, like
+        As for ``LogJoint``.
+    data
+        The data set, on which vectorised rows are compared with a loop.
+    """
+
+    def __init__(self, program: Program, structure: Structure, like: Tensor, data: Data) -> None:
+        super().__init__(program, structure, like)
+        size = sum(leaf.numel() for leaf in data.leaves if isinstance(leaf, Tensor))
+        self.whole = vectorised_if_right(WholeRunner(program.model, structure.sites, like, size), data)
+
+    @property
+    def reason(self) -> str:
+        """Why rows are looped over, "" where they are vectorised."""
+        return self.whole.why_loop
+
+    def terms(
+        self,
+        data: Data,
+        *,
+        u: Tensor | None = None,
+        choices: Tensor | None = None,  # noqa: ARG002 (there are no discrete sites)
+        values: Mapping[str, Tensor] | None = None,
+    ) -> JointTerms:
+        """Evaluate B rows at ``u`` (B, D), or at constrained ``values`` (B, ...)."""
+        return self.whole.rows(data, u=u, values=values)
+
+    def draw_prior(self, data: Data) -> Latents:
+        """One draw from the prior for each row; draws from the global generators."""
+        with torch.no_grad():
+            return self._latents(self.whole.flatten(data, self.whole.draw(data)[0]))
+
+    def messages(self, data: Data, values: Mapping[str, Tensor], *, guide: bool = False) -> dict[str, dict[str, Any]]:
+        """The message of each sample site of a run of the model (or guide), one row of ``values`` (1, ...) put in."""
+        assert data.num_datapoints == 1
+        function = self.program.guide if guide else self.program.model
+        assert function is not None
+        with torch.no_grad():
+            row = {name: value.squeeze(0) for name, value in values.items()}
+            return replace(self.whole, function=function).messages(data, row)
+
+    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
+        """The latents of constrained values (B, ...), and the terms there with the Jacobian."""
+        with torch.no_grad():
+            u = self.whole.flatten(data, values)
+        return self._latents(u), self.terms(data, u=u)
+
+    def _latents(self, u: Tensor) -> Latents:
+        return Latents(u, torch.zeros(len(u), 0, dtype=torch.long, device=u.device))

@@ -23,8 +23,8 @@ from amortize.inference.local_optimiser import Problem
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.program import Program
-from amortize.program.sites import Structure
 from amortize.program.simulate import constrained
+from amortize.program.sites import Structure
 from amortize.random import check_seed, generator, stream_seed
 
 __all__ = ["LocalPosterior", "fit_local"]

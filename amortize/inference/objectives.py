@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from pyro.infer import ELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 from torch import Tensor
 
 from amortize.errors import ArgumentError
 from amortize.program.data import Data
+from amortize.program.discover import run_recorded
 from amortize.program.program import Program
 
-__all__ = ["OBJECTIVES", "loss_of", "make_objective"]
+__all__ = ["OBJECTIVES", "loss_of", "make_objective", "require_sites"]
 
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "elbo": Trace_ELBO,
     "graph-elbo": TraceGraph_ELBO,
     "mean-field-elbo": TraceMeanField_ELBO,
+    "enum-elbo": TraceEnum_ELBO,
 }
 
 
@@ -41,10 +50,35 @@ def make_objective(objective: str | ELBO) -> ELBO:
 
 
 def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
-    """Negative ELBO of a batch in nats, with the gradient the objective stands for."""
+    """Negative ELBO of a batch in nats, with the gradient the objective stands for.
+
+    TraceEnum_ELBO sums out every discrete site of model and guide that the user has not marked otherwise.
+    """
     if isinstance(objective, TraceGraph_ELBO):  # it has no differentiable_loss of its own
         parts: Any = objective._loss_and_surrogate_loss
         elbo, surrogate = parts(program.model, program.guide, data.args, data.kwargs)
         return cast("Tensor", surrogate + (-elbo - surrogate).detach())
     differentiable: Any = objective
-    return cast("Tensor", differentiable.differentiable_loss(program.model, program.guide, *data.args, **data.kwargs))
+    model: Any = program.model
+    guide: Any = program.guide
+    if isinstance(objective, TraceEnum_ELBO):
+        mark: Any = config_enumerate
+        model, guide = mark(model, "parallel"), mark(guide, "parallel")
+    return cast("Tensor", differentiable.differentiable_loss(model, guide, *data.args, **data.kwargs))
+
+
+def require_sites(objective: ELBO, program: Program, data: Data) -> None:
+    """Say so where the guide leaves discrete sites out and the objective does not sum over them.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the sites, and the objective that does.
+    """
+    assert program.guide is not None
+    left_out = set(program.structure(data).discrete) - set(run_recorded(program.guide, data.rows(slice(0, 2))))
+    if left_out and not isinstance(objective, TraceEnum_ELBO):
+        raise ArgumentError(
+            f"objective: the guide leaves out {', '.join(map(repr, sorted(left_out)))}, and {type(objective).__name__} "
+            "does not sum over discrete latents, so it would be no bound. Use objective='enum-elbo'"
+        )

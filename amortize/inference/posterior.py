@@ -23,9 +23,17 @@ MAX_ROWS = 2**15
 
 
 def posterior(
-    program: Program, x: Any, *, num_draws: int = 1000, seed: int = 0, device: str | None = None
+    program: Program,
+    x: Any,
+    *,
+    num_draws: int = 1000,
+    discrete: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw from the guide for each of N datapoints.
+
+    ``discrete`` is "enumerate" or "sample" to treat discrete latents in another way than the program says.
 
     Returns
     -------
@@ -52,7 +60,7 @@ def posterior(
     data = program.prepare(x, device=device)
     num = data.num_datapoints
     parts: dict[str, list[np.ndarray]] = {}
-    with program.evaluating():
+    with program.evaluating(), program.treating(discrete):
         start = _start(program, data)
         log_joint = start.log_joint
         size = max(1, MAX_ROWS // (num * log_joint.num_tiles))

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
-from amortize.inference.objectives import loss_of, make_objective
+from amortize.inference.objectives import loss_of, make_objective, require_sites
 from amortize.inference.starts import GuideStart
 from amortize.program.adopt import LOCK
 from amortize.program.data import Data
@@ -108,7 +108,8 @@ def fit(  # noqa: PLR0913 (the public face)
     program, x
         The program (with a guide) and its data.
     objective
-        "elbo" (Trace_ELBO), "graph-elbo" (TraceGraph_ELBO), "mean-field-elbo" (TraceMeanField_ELBO), or a Pyro ELBO.
+        "elbo" (Trace_ELBO), "graph-elbo" (TraceGraph_ELBO), "mean-field-elbo" (TraceMeanField_ELBO), "enum-elbo"
+        (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
     training
@@ -190,8 +191,12 @@ class _Run:
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
         structure = self.program.structure(data)
         self.full_size = structure.full_size
-        if valid is not None and not structure.discrete:  # checked once: training moves numbers, not sites
-            with self.program.evaluating():
+        if structure.discrete:
+            require_sites(self.objective, self.program, data)
+            if isinstance(self.objective, TraceEnum_ELBO) and math.isinf(self.objective.max_plate_nesting):
+                self.objective.max_plate_nesting = structure.batch_ndim  # Pyro's own guess, without its message
+        if valid is not None and (structure.dim or structure.sampled):
+            with self.program.evaluating():  # checked once: training moves numbers, not sites
                 self.start = GuideStart(self.program.guide_density(valid))
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         hidden = None if self.training.progress is None else not self.training.progress
@@ -284,10 +289,9 @@ class _Run:
         return float(good.mean()), float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else float("nan")
 
     def _discrete_elbo(self, valid: Data) -> float:
-        """The loss itself, where a discrete latent leaves no density over u."""
-        elbo = make_objective("elbo")
+        """The loss itself, where every latent is discrete and summing them out leaves the guide nothing to do."""
         with pyro_rng(self.seed, "validation"), torch.no_grad():
-            losses = [float(loss_of(elbo, self.program, valid)) for _ in range(VALIDATION_DRAWS)]
+            losses = [float(loss_of(self.objective, self.program, valid)) for _ in range(VALIDATION_DRAWS)]
         return -float(np.mean(losses)) / (self.full_size or valid.num_datapoints)
 
     def _out_of_patience(self, step: int) -> bool:

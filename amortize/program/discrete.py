@@ -74,7 +74,7 @@ def _ways(runner: Runner, data: Data, names: Sequence[str]) -> str:
 
 
 def way_to_sum(runner: Runner, data: Data, names: Sequence[str], limit: int) -> tuple[str, str]:
-    """ "tiling" or "contraction" and why; or nothing, and why not."""
+    """By what to sum discrete sites out, "tiling" or "contraction", and why; or nothing, and why not."""
     if not names:
         return "none", ""
     sites = [runner.sites[name] for name in names]

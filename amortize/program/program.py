@@ -201,6 +201,16 @@ class Program(nn.Module):
                 for module, flag in flags.items():
                     module.training = flag
 
+    @contextmanager
+    def treating(self, discrete: str | None) -> Iterator[None]:
+        """Treat discrete latents in another way inside; None leaves the program's own."""
+        own = self.discrete
+        self.discrete = own if discrete is None else discrete
+        try:
+            yield
+        finally:
+            self.discrete = own
+
     def state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers by name."""
         return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}

@@ -79,8 +79,8 @@ def test_what_does_not_depend_on_inputs_runs_once():
         return u + (weight @ weight).tanh().sum()
 
     compiled = Compiled(function, (torch.ones(2),), (torch.zeros(2),))
-    operations = [node for node in compiled._graph.graph.nodes if node.op == "call_function"]
-    assert len(operations) == 1
+    assert "add" in compiled.code
+    assert "mm" not in compiled.code and "tanh" not in compiled.code
     torch.testing.assert_close(compiled(torch.ones(2)), function(torch.ones(2)))
 
 

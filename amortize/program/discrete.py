@@ -101,7 +101,8 @@ def _why_not_contracted(runner: Runner, data: Data, names: Sequence[str], count:
         with torch.no_grad():
             contracted = summed(runner, head, Placement(values=values), names, "contraction")
     except Exception as error:  # the user's code runs on shapes that it may not be made for
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        text = str(error).partition("Trace Shapes")[0]  # Pyro's table of shapes follows
+        return " ".join(f"{type(error).__name__}: {text}".split())[:200]
     if count > MANY:
         return ""
     with torch.no_grad():

@@ -107,9 +107,15 @@ class Runner:
 
 def configurations(sites: Mapping[str, Site], names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
     """Every configuration of the variables of some discrete sites: by site, (P, M) indices."""
-    sizes = [site.cardinality for site in map(sites.__getitem__, names) for _ in range(site.num_variables)]
-    table = torch.tensor(list(itertools.product(*map(range, sizes))), dtype=torch.long, device=device)
-    return split_choices(sites, names, table.reshape(math.prod(sizes), len(sizes)))
+    sizes = tuple(sites[name].cardinality for name in names for _ in range(sites[name].num_variables))
+    return split_choices(sites, names, _all_choices(sizes).to(device))
+
+
+@functools.lru_cache(maxsize=16)
+def _all_choices(sizes: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(mode=False):
+        table = torch.tensor(list(itertools.product(*map(range, sizes))), dtype=torch.long)
+    return table.reshape(math.prod(sizes), len(sizes))
 
 
 def split_choices(sites: Mapping[str, Site], names: Sequence[str], choices: Tensor) -> dict[str, Tensor]:

@@ -43,7 +43,8 @@ app = typer.Typer(
     help="How good is an amortized guide, datapoint by datapoint, and whose fault is the loss?",
 )
 
-DataOption = Annotated[Path | None, typer.Option("--data", help="A .npy, .npz or .csv file.", metavar="FILE")]
+DATA_HELP = "A .npy, .npz, .csv, .parquet or .h5ad file."
+DataOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, metavar="FILE")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/digits.")]
 
 
@@ -158,6 +159,8 @@ def _run(chosen: Study, out: Path, *, resume: bool, quiet: bool) -> None:
         rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
         _print_table(("a datapoint (nats)", "mean", "se"), rows)
         typer.echo(result.ledger.advice)
+        if protocol := result.tree.attrs.get("protocol"):
+            typer.echo(f"Data: {protocol}")
     typer.echo(str(out / "report.html"))
 
 
@@ -178,7 +181,7 @@ def report(run: RunArgument) -> None:
 def check(
     target: Annotated[str, typer.Argument(help="path.py:name", metavar="PATH.py:NAME")],
     *,
-    data: Annotated[Path, typer.Option("--data", help="A .npy, .npz or .csv file.", metavar="FILE")],
+    data: Annotated[Path, typer.Option("--data", help=DATA_HELP, metavar="FILE")],
 ) -> None:
     """Try the contract of a program on data, clause by clause."""
     from amortize.study.prepare import check_target
@@ -199,15 +202,27 @@ def models() -> None:
 
 
 @app.command()
-def data() -> None:
-    """List the data sets of amortize.data."""
-    from amortize.data import DATASETS
+def data(
+    name: Annotated[str | None, typer.Argument(help="A data set, to be loaded and described.")] = None,
+    *,
+    binarise: Annotated[str | None, typer.Option(help="grey, threshold, static or dynamic.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of static binarisation.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Save the arrays to this .npz.", metavar="FILE")] = None,
+) -> None:
+    """List the data sets of amortize.data and where each would be read from; or describe and save one."""
+    from amortize.data.listing import described, listed, save
 
-    rows = []
-    for name, load in DATASETS.items():
-        found = load()
-        rows.append((name, f"{len(found.x_train)} + {len(found.x_test)}", f"{found.description}; {found.source}"))
-    _print_table(("data set", "train + test", "what it is"), rows)
+    if name is None:
+        if binarise is not None or out is not None:
+            raise ArgumentError("data: name a data set, as in `amortize data mnist`; `amortize data` lists them")
+        _print_table(("data set", "train + valid + test", "shape", "read from", "licence", "what it is"), listed())
+        return
+    from amortize.data import load
+
+    found = load(name, binarise=binarise, seed=seed)
+    _print_table(("", ""), described(found))
+    if out is not None:
+        typer.echo(str(save(found, out)))
 
 
 def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

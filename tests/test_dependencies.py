@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-IMPORTED_AS = {"pyro-ppl": "pyro", "scikit-learn": "sklearn"}
+IMPORTED_AS = {"pillow": "PIL", "pyro-ppl": "pyro", "scikit-learn": "sklearn"}
 NOT_IMPORTED = {
     "arviz": "opens a study's tree",
     "arviz-base": "opens a study's tree; its extra h5netcdf writes the file",

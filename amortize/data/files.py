@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from amortize.data.tables import read_h5ad, read_parquet
 from amortize.errors import DataError
 
 __all__ = ["check_array", "load_array"]
 
-_SUFFIXES = (".npy", ".npz", ".csv")
+_SUFFIXES = (".npy", ".npz", ".csv", ".parquet", ".h5ad")
 _ROWS_SHOWN = 5
 
 
 def load_array(
     path: str | Path, *, ndim: int | None = None, allow_nan: bool = False
 ) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """Read data from a ``.npy``, ``.npz`` or ``.csv`` file.
+    """Read data from a ``.npy``, ``.npz``, ``.csv``, ``.parquet`` or ``.h5ad`` file.
 
     Parameters
     ----------
     path
-        The file. A ``.csv`` is comma-separated numbers, with or without a line of column names.
+        The file. A ``.csv`` is comma-separated numbers, with or without a line of column names. A ``.parquet`` needs
+        pyarrow. Of an ``.h5ad`` the matrix X is read, sparse or dense, and given back dense.
     ndim
         The number of dimensions that each array must have; None takes any but zero.
     allow_nan
@@ -170,4 +173,27 @@ def _text_in_csv(path: Path, column: pd.Series) -> DataError:
     )
 
 
-_READERS = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
+def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
+    return _read_matrix(path, read_parquet)
+
+
+def _read_h5ad(path: Path) -> dict[str, NDArray[Any]]:
+    return _read_matrix(path, read_h5ad)
+
+
+def _read_matrix(path: Path, read: Callable[[Path], NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    try:
+        return {"data": read(path)}
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+
+
+_READERS = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".h5ad": _read_h5ad,
+}

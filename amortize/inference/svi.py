@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +61,9 @@ class Training:
         Stop after so many measurements without a better validation ELBO, and go back to the best; None never stops.
     progress
         Whether to show a bar; None shows one on a terminal.
+    redraw
+        Draws the values of each batch anew, as in dynamic binarisation: ``redraw(batch, stream)`` gives the data to
+        train on, ``stream`` is a seeded generator on the CPU. None trains on the data as they are.
     """
 
     learning_rate: float = 1e-3
@@ -71,6 +74,7 @@ class Training:
     validate_every: int = 100
     patience: int | None = None
     progress: bool | None = None
+    redraw: Callable[[Data, torch.Generator], Data] | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -87,8 +91,8 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """What to write down: everything but the data."""
-        plain = {name: value for name, value in vars(self).items() if name not in {"validation", "progress"}}
-        return plain | {"validation": self.validation is not None}
+        plain = {name: value for name, value in vars(self).items() if name not in {"validation", "progress", "redraw"}}
+        return plain | {"validation": self.validation is not None, "redraw": self.redraw is not None}
 
 
 def fit(  # noqa: PLR0913 (the public face)
@@ -142,6 +146,7 @@ def fit(  # noqa: PLR0913 (the public face)
     require_guide(program)
     elbo = make_objective(objective)
     data = program.prepare(x, device=device)
+    _bind(program, data, training)
     valid = None if training.validation is None else program.prepare(training.validation, device=device)
     run = _Run(program, elbo, training, num_steps, stream_seed(seed, "fit"))
     begin = time.perf_counter()
@@ -159,6 +164,19 @@ def fit(  # noqa: PLR0913 (the public face)
     )
 
 
+def _bind(program: Program, data: Data, training: Training) -> None:
+    """Make an AutoGuide's parameters; they take all the datapoints at each step."""
+    if program.bound is None:
+        return
+    if training.batch_size is not None and training.batch_size < data.num_datapoints:
+        raise ArgumentError(
+            f"Training batch_size: expected None (all {data.num_datapoints} datapoints) for an AutoGuide, got "
+            f"{training.batch_size}. It has parameters for each datapoint and runs on all of them at once. Leave "
+            "batch_size out, or write a guide that reads the data (an encoder)"
+        )
+    program.bind(data)
+
+
 class _Run:
     """One training run: the optimiser, its schedule, the best state so far."""
 
@@ -174,6 +192,8 @@ class _Run:
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
+        if self.program.bound is not None:  # each datapoint has parameters of its own
+            return data.num_datapoints
         return min(self.training.batch_size or (128 if data.num_datapoints > 256 else 256), data.num_datapoints)
 
     def history(self) -> pd.DataFrame:
@@ -189,6 +209,11 @@ class _Run:
         if not parameters:
             raise TrainingError("the program has no parameters to train; use its guide as it is, without am.fit")
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
+        batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
+        if self.training.redraw is not None:
+            redraw, stream = self.training.redraw, generator(self.seed, "redraw")
+            batches = (redraw(batch, stream) for batch in batches)
+            data = redraw(data, generator(self.seed, "redraw", "first"))  # the model may refuse what is drawn from
         structure = self.program.structure(data)
         self.full_size = structure.full_size
         if structure.discrete:
@@ -198,7 +223,6 @@ class _Run:
         if valid is not None and (structure.dim or structure.sampled):
             with self.program.evaluating():  # checked once: training moves numbers, not sites
                 self.start = GuideStart(self.program.guide_density(valid))
-        batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         hidden = None if self.training.progress is None else not self.training.progress
         bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
         try:

@@ -21,7 +21,7 @@ from amortize.report.words import verdict
 __all__ = ["gap_name", "read_document", "rung_names", "sampled_steps"]
 
 _DEFAULT_TITLE = "Amortized inference: a study"
-_FACTS = ("seed", "settings", "versions", "data_hash", "spec_hash", "created", "command", "image_shape")
+_FACTS = ("seed", "settings", "versions", "protocol", "data_hash", "spec_hash", "created", "command", "image_shape")
 _KHAT_LIMIT = 0.7
 _MAX_STEPS = 600  # points of the training curve
 

@@ -26,6 +26,7 @@ from amortize.inference.posterior import posterior
 from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
 from amortize.random import stream_seed
+from amortize.study.dynamic import drawn
 from amortize.study.gaps import Ledger, ledger_from
 from amortize.study.guide_family import guide_family
 from amortize.study.prepare import Prepared, observed
@@ -83,6 +84,7 @@ class Pipeline:
             validate_every=spec.validate_every,
             patience=spec.patience,
             progress=False if self.progress is False else None,
+            redraw=drawn if self.prepared.split.dynamic else None,
         )
 
         def train() -> Fitted:
@@ -105,7 +107,12 @@ class Pipeline:
             ".pt", lambda fitted, path: _done(fitted.save(path)), lambda path: load(path, self.program)
         )
         parts = (self.prepared.train, self.prepared.validation)
-        inputs = {"fit": spec.model_dump(), "data": [None if part is None else _hash(part) for part in parts]}
+        inputs: dict[str, Any] = {
+            "fit": spec.model_dump(),
+            "data": [None if part is None else _hash(part) for part in parts],
+        }
+        if self.prepared.split.dynamic:
+            inputs["dynamic"] = True
         return self.stages.run("fit", self._seeded("fit", inputs), codec, train)
 
     def local(self, family: str) -> LocalPosterior:

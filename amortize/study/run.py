@@ -188,6 +188,7 @@ def _attrs(pipeline: Pipeline, fitted: Fitted | None) -> dict[str, Any]:
         "seed": study.seed,
         "settings": {**study.model_dump(mode="json"), "datapoints": sizes, **trained},
         "versions": versions(),
+        "protocol": split.protocol,
         "data_hash": split.hash,
         "spec_hash": study.fingerprint(),
         "program_hash": prepared.program_hash,

@@ -57,7 +57,21 @@ class ProgramSpec(_Table):
 class DataSpec(_Table):
     """The datapoints: some train the program, held-out ones are evaluated."""
 
-    source: str = Field(description="a data set of amortize.data, or a .npy, .npz (arrays passed by name) or .csv file")
+    source: str = Field(
+        description="a data set of amortize.data, a .npy, .npz (arrays passed by name), .csv, .parquet or .h5ad file,"
+        " or path.py:name (an array, a dict of arrays passed by name, or a function that returns one)"
+    )
+    binarise: Literal["grey", "threshold", "static", "dynamic"] | None = Field(
+        default=None, description="how a data set's grey values become ones and zeros (not set: the set's own way)"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="of the split, of static binarisation, and of which datapoints are used"
+    )
+    integer_arrays: Annotated[tuple[str, ...] | None, BeforeValidator(_tuple_of)] = Field(
+        default=None,
+        description="arrays of an .npz that stay integers; other integers become floats (not set: of several arrays,"
+        " those with one dimension, such as labels)",
+    )
     train_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.8,
         description="share that trains the program (a data set of amortize.data brings its own split)",
@@ -69,7 +83,7 @@ class DataSpec(_Table):
 class FitSpec(_Table):
     """Training of the guide, and of the model's parameters if it has any."""
 
-    objective: Literal["elbo", "graph-elbo", "mean-field-elbo"] = Field(
+    objective: Literal["elbo", "graph-elbo", "mean-field-elbo", "enum-elbo"] = Field(
         default="elbo", description="Pyro's ELBO to maximise"
     )
     num_steps: Count = Field(default=5000, description="optimiser steps, at most")

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from amortize.data import DATASETS, data_hash, load_digits
+from amortize.data import DATASETS, data_hash, load, load_digits
 
 
 @pytest.fixture(scope="module")
@@ -48,4 +48,5 @@ def test_a_second_call_gives_the_same_and_touches_no_global_stream(digits):
 def test_the_data_set_is_frozen_and_registered(digits):
     with pytest.raises(dataclasses.FrozenInstanceError):
         digits.name = "other"
-    assert DATASETS["digits"]().name == digits.name == "digits"
+    assert "digits" in DATASETS
+    assert load("digits").name == digits.name == "digits"

@@ -92,7 +92,7 @@ def test_an_empty_cell_in_a_csv_is_nan(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("x.mat", b"data", "cannot read '.mat'; use one of .npy, .npz, .csv"),
+        ("x.mat", b"data", "cannot read '.mat'; use one of .npy, .npz, .csv, .parquet, .h5ad"),
         ("x", b"data", "cannot read 'a file without a suffix'"),
         ("objects.npy", np.array([{"a": 1}], dtype=object), "never unpickles"),
         ("objects.npz", {"x": np.array([{"a": 1}], dtype=object)}, "never unpickles"),

@@ -88,6 +88,10 @@ class GuideMismatchError(ContractError):
     """The guide's sites, shapes or supports are not those of the model's latents."""
 
 
+class GuideDataError(GuideMismatchError):
+    """The guide's parameters belong to the datapoints it was made on (an AutoGuide), and these are others."""
+
+
 class ParameterNameError(ContractError):
     """Two different networks or parameters use one name in one program."""
 

@@ -76,7 +76,8 @@ def require_sites(objective: ELBO, program: Program, data: Data) -> None:
         Naming the sites, and the objective that does.
     """
     assert program.guide is not None
-    left_out = set(program.structure(data).discrete) - set(run_recorded(program.guide, data.rows(slice(0, 2))))
+    head = data.rows(slice(0, 2)) if program.bound is None else data
+    left_out = set(program.structure(data).discrete) - set(run_recorded(program.guide, head))
     if left_out and not isinstance(objective, TraceEnum_ELBO):
         raise ArgumentError(
             f"objective: the guide leaves out {', '.join(map(repr, sorted(left_out)))}, and {type(objective).__name__} "

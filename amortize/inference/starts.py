@@ -79,7 +79,7 @@ class GuideStart(Start):
     def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log density of the guide, and the log importance ratio."""
         terms = self.log_joint.terms(data, u=u, choices=choices)
-        log_q = self.guide.log_density(data, terms.values) + terms.jacobian
+        log_q = self.guide.log_q(data, u, terms)
         return log_q, terms.joint - log_q
 
     def rows(self, index: slice) -> GuideStart:  # noqa: ARG002

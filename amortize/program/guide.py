@@ -15,7 +15,7 @@ from torch import Tensor
 
 from amortize.errors import DiscreteLatentError
 from amortize.program.data import Data
-from amortize.program.density import Latents, LogJoint
+from amortize.program.density import JointTerms, Latents, LogJoint
 from amortize.program.discrete import MANY, way_to_sum
 from amortize.program.enumerate import Placement, Runner, summed
 from amortize.program.handlers import LogTerms, Score, unvalidated
@@ -42,7 +42,11 @@ class GuideDensity(ABC):
 
     @abstractmethod
     def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
-        """Log q(z | x) at constrained ``values``, (B,) nats, without Jacobian; differentiable in the values."""
+        """Log q(z | x) at constrained ``values``, (B,) nats, without Jacobian."""
+
+    @abstractmethod
+    def log_q(self, data: Data, u: Tensor, terms: JointTerms) -> Tensor:
+        """Log q(u | x), (B,) nats, where the log joint at ``u`` (B, D) has ``terms``; differentiable in u."""
 
     def draw(self, data: Data) -> Draw:
         """One draw a row; draws from the global generators."""
@@ -101,6 +105,10 @@ class TracedGuide(GuideDensity):
     def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
         """Run the guide with values put in."""
         return summed(self.runner, data, Placement(values=values), self.summed_out, self.method).prior
+
+    def log_q(self, data: Data, u: Tensor, terms: JointTerms) -> Tensor:  # noqa: ARG002 (its values are in terms)
+        """Run the guide with the model's values put in."""
+        return self.log_density(data, terms.values) + terms.jacobian
 
     @property
     def _guide(self) -> Any:

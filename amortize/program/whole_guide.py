@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 
 from amortize.errors import GuideMismatchError
 from amortize.program.data import Data
+from amortize.program.density import JointTerms
 from amortize.program.discover import has_user_scale, run_recorded
 from amortize.program.guide import GuideDensity
 from amortize.program.handlers import base_of
@@ -54,6 +55,10 @@ class WholeGuide(GuideDensity):
     def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
         """Run the guide with values put in, once a row."""
         return self.runner.rows(data, values=values).prior
+
+    def log_q(self, data: Data, u: Tensor, terms: JointTerms) -> Tensor:  # noqa: ARG002 (its values are in terms)
+        """Run the guide with the model's values put in."""
+        return self.log_density(data, terms.values) + terms.jacobian
 
     def _verify_supports(self, data: Data) -> None:
         """The guide's draws must lie in the model's support, and prior draws in the guide's."""

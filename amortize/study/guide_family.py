@@ -27,6 +27,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import IndependentTransform
 
+from amortize.program.autoguide import AutoDensity
 from amortize.program.data import Data
 from amortize.program.guide import TracedGuide
 from amortize.program.handlers import Record, unvalidated
@@ -78,6 +79,8 @@ def guide_family(program: Program, x: Any) -> str | None:
     data = program.prepare(x)
     with program.evaluating():
         guide = program.guide_density(data)
+        if isinstance(guide, AutoDensity):
+            return guide.family
         if isinstance(guide, TracedGuide) and any(site.discrete for site in guide.sites.values()):
             return None  # over u it is a mixture
         sites = {name: guide.log_joint.structure.sites[name] for name in guide.log_joint.structure.continuous}
@@ -100,7 +103,10 @@ def _gaussian_sites(program: Program, sites: Mapping[str, Any], head: Data, numb
     with pyro_rng(0, "guide family", number), unvalidated(), torch.no_grad(), record:
         program.guide(*head.args, **head.kwargs)
     drawn = {name: record.messages[name] for name in sites}
-    joint = program.log_joint(head).messages(head, {name: message["value"] for name, message in drawn.items()})
+    values = {
+        name: message["value"].unsqueeze(0) if program.whole else message["value"] for name, message in drawn.items()
+    }
+    joint = program.log_joint(head).messages(head, values)
     found = {name: _as_gaussian(drawn[name]["fn"], joint[name]["fn"].support) for name in sites}
     gaussian = {name: site for name, site in found.items() if site is not None}
     return gaussian if len(gaussian) == len(found) else None

@@ -27,10 +27,18 @@ IN_PLACE: dict[Any, str] = {
 """Pointwise operations and the method that writes the result over the first operand."""
 
 INTO: dict[Any, tuple[Any, str]] = {
-    aten.tanh_backward.default: (aten.tanh_backward.grad_input, "grad_input"),
-    aten.sigmoid_backward.default: (aten.sigmoid_backward.grad_input, "grad_input"),
     aten.softplus.default: (aten.softplus.out, "out"),
-}
+    aten.elu.default: (aten.elu.out, "out"),
+    aten.gelu.default: (aten.gelu.out, "out"),
+    aten.silu.default: (aten.silu.out, "out"),
+    **{
+        packet.default: (packet.grad_input, "grad_input")
+        for packet in (
+            aten.tanh_backward, aten.sigmoid_backward, aten.softplus_backward, aten.threshold_backward,
+            aten.gelu_backward, aten.silu_backward, aten.elu_backward,
+        )
+    },
+}  # fmt: skip
 """Pointwise operations that take the tensor to write to."""
 
 OVER_SECOND: dict[Any, Callable[..., Any]] = {aten.sub.Tensor: torch.sub, aten.div.Tensor: torch.div}

@@ -71,12 +71,7 @@ def _neutral(node: fx.Node, known: Known) -> fx.Node | None:
 
 def _scaled(node: fx.Node, known: Known) -> fx.Node | None:
     """X * c for a tensor of one number c, two such in a row as one; by -1 it is a sign."""
-    if node.target not in (aten.mul.Tensor, aten.mul.Scalar) or len(node.args) != 2:
-        return None
-    rest, other = node.args
-    factor = value_of(other, known)
-    if factor is None:
-        factor, rest = value_of(rest, known), other
+    factor, rest = _factor(node, known)
     if factor is None or not isinstance(rest, fx.Node) or not alike(node, rest):
         return None
     inner = rest.args[0] if rest.args else None
@@ -85,12 +80,25 @@ def _scaled(node: fx.Node, known: Known) -> fx.Node | None:
             factor, rest = factor * rest.args[1], inner
         elif rest.target == aten.neg.default:
             factor, rest = -factor, inner
+    if node.target == aten.neg.default and rest is node.args[0]:
+        return None  # a sign and nothing else
     if factor == 1.0:
         return rest
     with node.graph.inserting_before(node):
         if factor == -1.0:
             return node.graph.call_function(aten.neg.default, (rest,))
         return node.graph.call_function(aten.mul.Tensor, (rest, float(factor)))
+
+
+def _factor(node: fx.Node, known: Known) -> tuple[float | None, Any]:
+    """The number and the rest of a product; -1 and the rest of a sign."""
+    if node.target == aten.neg.default:
+        return -1.0, node.args[0]
+    if node.target not in (aten.mul.Tensor, aten.mul.Scalar) or len(node.args) != 2:
+        return None, None
+    first, second = node.args
+    number = value_of(second, known)
+    return (value_of(first, known), second) if number is None else (number, first)
 
 
 def _divided(node: fx.Node, known: Known) -> fx.Node | None:

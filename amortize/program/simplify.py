@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from amortize.program.known import Known, filled, known_number
+from amortize.program.known import VIEWS, Known, filled, known_number
 from amortize.program.rules import replacement
 
 __all__ = ["simplify", "writes"]
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Rewrite ``graph``, traced with shapes, in place; a graph that writes in place is left as it is."""
+    """Rewrite ``graph``, traced with shapes, in place; a graph whose writes can't be undone is left as it is."""
+    _undo_writes(graph)
     if any(writes(node) for node in graph.nodes):
         return
     known: Known = {}
@@ -44,6 +45,39 @@ def writes(node: fx.Node) -> bool:
     """Whether a node writes into one of its operands."""
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
+
+
+def _undo_writes(graph: fx.Graph) -> None:
+    """Put a new result where one is written over memory that nothing else looks at: x.add_(y) as x + y."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        operand, function = node.args[0], _without_write(node.target)
+        alone = _makes_memory(operand) and all(user.op == "output" or _makes_memory(user) for user in operand.users)
+        if function is None or not alone or len({_dtype(parent) for parent in node.all_input_nodes}) > 1:
+            continue
+        node.target = function
+        for user in [user for user in operand.users if order[user] > order[node]]:
+            user.replace_input_with(operand, node)
+
+
+def _without_write(target: Any) -> Any:
+    """The operation that gives what an in-place one writes."""
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, overload, None)
+
+
+def _makes_memory(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.target in VIEWS:
+        return False
+    return all(result.alias_info is None or writes(node) for result in schema.returns)
+
+
+def _dtype(node: fx.Node) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _share(graph: fx.Graph) -> None:

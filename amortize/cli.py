@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from amortize import __version__
@@ -202,6 +202,7 @@ def models() -> None:
 
 
 @app.command()
+@guarded
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set, to be loaded and described.")] = None,
     *,
@@ -215,7 +216,7 @@ def data(
     if name is None:
         if binarise is not None or out is not None:
             raise ArgumentError("data: name a data set, as in `amortize data mnist`; `amortize data` lists them")
-        _print_table(("data set", "train + valid + test", "shape", "read from", "licence", "what it is"), listed())
+        _print_table(("data set", "train / valid / test", "shape", "read from", "licence", "what it is"), listed())
         return
     from amortize.data import load
 
@@ -226,7 +227,7 @@ def data(
 
 
 def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -45,7 +45,7 @@ def parsing(read: Callable[[Path], Any], path: Path) -> Any:
 
 def read_npz(path: Path) -> Arrays:
     """The arrays of an ``.npz``."""
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves open what it can't read
         return {name: archive[name] for name in archive.files}
 
 

@@ -21,7 +21,7 @@ def listed() -> list[tuple[str, ...]]:
     return [
         (
             name,
-            " + ".join(f"{size:,}" for size in entry.sizes),
+            " / ".join(f"{size:,}" if size else "-" for size in entry.sizes),
             " x ".join(map(str, entry.shape)) or "1",
             _place_words(place_of(name)),
             entry.licence,
@@ -38,7 +38,7 @@ def described(found: Dataset) -> list[tuple[str, ...]]:
         "name": found.name,
         "what it is": found.description,
         "protocol": found.protocol,
-        "read from": f"{_place_words(place)}: {place.where}",
+        "read from": f"{place.kind} {place.where}",
         "source": found.source,
         "licence": found.licence,
         "cite": found.citation,
@@ -72,4 +72,5 @@ def save(found: Dataset, out: Path) -> Path:
 
 
 def _place_words(place: Place) -> str:
-    return f"download ({urlsplit(place.where).hostname})" if place.kind == "download" else place.kind
+    details = {"download": urlsplit(place.where).hostname, "package": place.where}
+    return f"{place.kind} ({details[place.kind]})" if place.kind in details else place.kind

@@ -1,7 +1,7 @@
 """OMNIGLOT from its published zip archives of drawings, 105 x 105 black on white, brought to 28 x 28 grey values.
 
 A drawing is ``images_background/Greek/character01/0395_07.png``: character 395 of 1623, by person 7 of 20. Reduced by
-averaging over boxes of 3.75 x 3.75 pixels, ink bright.
+averaging over boxes of 3 or 4 pixels (those with their middle in 3.75 x 3.75), ink bright.
 """
 
 from __future__ import annotations

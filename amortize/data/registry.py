@@ -133,11 +133,11 @@ def _local(form: Form) -> Form:
 
 def _missing(name: str, entry: Entry, root: Path | None, cache: Path) -> DataError:
     """What is needed where; the first form is the one that no address is known of."""
-    where = f"not in {root} ({FOLDER_VARIABLE})" if root else f"{FOLDER_VARIABLE} names no folder"
+    where = f"{root} ({FOLDER_VARIABLE})" if root else f"a folder ({FOLDER_VARIABLE} isn't set)"
     wanted = "\n".join(f"  {file.path} (SHA-256 {file.sha256})" for file in entry.forms[0].files)
     address = any(file.addresses for form in entry.forms for file in form.files)
     why = "downloads are switched off" if address else "no address is known that it could be downloaded from"
     return DataError(
-        f"{name}: its file is {where}, nor in the cache {cache}, and {why}. Needed:\n{wanted}\n"
+        f"{name}: not found in {where}, nor in the cache {cache}, and {why}. Needed:\n{wanted}\n"
         f"Put it into a folder and set {FOLDER_VARIABLE} to that folder"
     )

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
@@ -24,6 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from amortize.errors import ArgumentError, ParameterNameError
+from amortize.program.plates import plates
 
 __all__ = ["LOCK", "Adopted", "ParameterScope", "find_modules"]
 
@@ -72,6 +73,16 @@ class ParameterScope(nn.Module):
         """Keep a value for a parameter that the program has not created yet (``key`` as in ``params``)."""
         self._pending[key] = value
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of the parameters that live here, as the program states them."""
+        return tuple(name for name in self._state["params"] if _escape(name) in self.params)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop parameters, so that the next run makes them anew."""
+        for name in names:
+            del self._state["params"][name], self._state["constraints"][name], self.params[_escape(name)]
+
     def require_settled(self) -> None:
         """Say so where restored values belong to parameters that the program never made.
 
@@ -115,11 +126,14 @@ class Adopted(nn.Module):
         self.scope = scope
         self.networks = nn.ModuleList(find_modules(function))
         for parameter in self.networks.parameters():
-            if not parameter.is_contiguous():  # the store would copy it, and train the copy
+            lazy = isinstance(parameter, nn.UninitializedParameter)  # gets its shape from the data
+            if not lazy and not parameter.is_contiguous():  # the store would copy it, and train the copy
                 parameter.data = parameter.data.contiguous()
         scope.borrow(self.networks)
         self.condition: dict[str, Tensor] = {}
         self.hides_condition = False  # a guide's density leaves out what is given
+        self.per_datapoint: tuple[str, ...] = ()  # names of parameters with an entry a datapoint
+        self.scale = 1.0  # that the user put over the whole program: divided out
         self._function = (function,)  # in a tuple, so that a module is registered once, among the networks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -170,7 +184,9 @@ class Adopted(nn.Module):
             function = poutine.condition(function, data=self.condition)
             if self.hides_condition:
                 function = poutine.block(function, hide=list(self.condition))
-        with self.scope.active():
+        if self.scale != 1.0:
+            function = poutine.scale(function, scale=1 / self.scale)
+        with self.scope.active(), plates(whole=not self.training):
             return function(*args, **kwargs)
 
 

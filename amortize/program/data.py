@@ -5,32 +5,37 @@ Letters: N datapoints, C chains, B = C * N rows (chain-major).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from amortize.errors import DataError
+from amortize.program.arguments import Arguments, Key, Take
+from amortize.program.leaves import as_leaf, leaf_size, moved, take_packed, take_rows
 
 __all__ = ["Data"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Arguments of a program: leaves, their places (position or keyword), which of them have an entry a datapoint.
+    """Arguments of a program: leaves, their places (position or keyword), and what takes rows from each.
 
+    ``takes`` holds a function a leaf, None where all datapoints share it. ``guessed`` names the leaves, beyond the
+    first, that were taken to have an entry a datapoint only because their first size is N.
     ``index`` (N,) says which datapoints of the data that were read these are: parameters that belong to single
     datapoints are found by it.
     """
 
     leaves: tuple[Any, ...]
-    keys: tuple[int | str, ...]
-    per_datapoint: tuple[bool, ...]
+    keys: tuple[Key, ...]
+    takes: tuple[Take | None, ...]
     num_datapoints: int
     index: Tensor = field(repr=False, compare=False)
+    guessed: tuple[Key, ...] = ()
 
     @classmethod
     def of(
@@ -40,32 +45,53 @@ class Data:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         allow_nan: bool = False,
+        arguments: Arguments | None = None,
     ) -> Data:
         """Read a user's data: a tensor or array, or a tuple (positional) or dict (keyword) of them.
 
-        Numpy floats become ``dtype``; tensors keep theirs. N is the first size of the first array.
+        Numpy floats become ``dtype``; tensors, and numbers of other kinds (labels, uint8 images), keep theirs. N is the
+        first size of the first array that is not said to be shared; an array of another first size is shared.
 
         Raises
         ------
         DataError
             If there is no array, N is 0, or floats are not finite and ``allow_nan`` is false.
+        ArgumentError
+            If ``arguments`` speaks of one that is not there.
         """
-        named: list[tuple[int | str, Any]]
-        if isinstance(x, Data):
-            named = list(zip(x.keys, x.leaves, strict=True))
-        elif isinstance(x, Mapping):
-            named = [(str(key), value) for key, value in x.items()]
-        else:
-            named = list(enumerate(x if isinstance(x, tuple) else (x,)))
-        leaves = tuple(_as_leaf(value, dtype, device) for _, value in named)
-        keys = tuple(key for key, _ in named)
-        num = _num_datapoints(leaves)
-        per = tuple(isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num for leaf in leaves)
-        index = x.index.to(_device_of(leaves)) if isinstance(x, Data) else torch.arange(num, device=_device_of(leaves))
-        data = cls(leaves, keys, per, num, index)
+        data = x._moved(device) if isinstance(x, Data) else cls._read(x, dtype, device, arguments or Arguments())
         if not allow_nan:
             data._check_finite()
         return data
+
+    @classmethod
+    def _read(cls, x: Any, dtype: torch.dtype | None, device: torch.device | None, arguments: Arguments) -> Data:
+        named: list[tuple[Key, Any]]
+        if isinstance(x, Mapping):
+            named = [(str(key), value) for key, value in x.items()]
+        else:
+            named = list(enumerate(x if isinstance(x, tuple) and not isinstance(x, PackedSequence) else (x,)))
+        keys = tuple(key for key, _ in named)
+        roles = arguments.roles(keys)
+        leaves = tuple(
+            value if callable(role) else as_leaf(value, _name(key), dtype, device)
+            for (key, value), role in zip(named, roles, strict=True)
+        )
+        first, num = _num_datapoints(leaves, roles)
+        takes = tuple(_take(leaf, role, num) for leaf, role in zip(leaves, roles, strict=True))
+        index = torch.arange(num, device=device if device is not None else _device_of(leaves))
+        guessed = tuple(key for key, take in zip(keys, takes, strict=True) if take is take_rows)
+        guessed = tuple(key for key in guessed if key != keys[first])
+        whole = [  # a function of the user's makes every argument that the program sees, the first one too
+            take(leaf, index) if callable(role) and take is not None else leaf
+            for leaf, role, take in zip(leaves, roles, takes, strict=True)
+        ]
+        return cls(tuple(whole), keys, takes, num, index, guessed)
+
+    @property
+    def per_datapoint(self) -> tuple[bool, ...]:
+        """Which leaves have an entry a datapoint."""
+        return tuple(take is not None for take in self.takes)
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -78,26 +104,58 @@ class Data:
         return {key: leaf for key, leaf in zip(self.keys, self.leaves, strict=True) if isinstance(key, str)}
 
     def rows(self, index: Tensor | slice) -> Data:
-        """The datapoints that ``index`` selects; shared leaves stay."""
-        leaves = tuple(leaf[index] if per else leaf for leaf, per in zip(self.leaves, self.per_datapoint, strict=True))
-        num = len(range(*index.indices(self.num_datapoints))) if isinstance(index, slice) else _selected(index)
-        return replace(self, leaves=leaves, num_datapoints=num, index=self.index[index])
+        """The datapoints that ``index`` selects, in its order and as often as it does; shared leaves stay."""
+        rows = self._positions(index)
+        leaves = tuple(
+            leaf if take is None else leaf[index] if take is take_rows else take(leaf, rows)
+            for leaf, take in zip(self.leaves, self.takes, strict=True)
+        )
+        return replace(self, leaves=leaves, num_datapoints=len(rows), index=self.index[index])
+
+    def head(self, size: int) -> Data:
+        """``size`` rows from the front, and over again from the front where there are fewer datapoints."""
+        return self.rows(torch.arange(size, device=self.index.device) % self.num_datapoints)
 
     def as_one(self) -> Data:
         """All of it as a single datapoint: leaves are shared, and chains are folded into ``num_datapoints`` alone."""
-        shared = (False,) * len(self.leaves)
-        return replace(self, per_datapoint=shared, num_datapoints=1, index=torch.zeros_like(self.index[:1]))
+        shared = (None,) * len(self.leaves)
+        return replace(self, takes=shared, num_datapoints=1, index=torch.zeros_like(self.index[:1]))
 
     def fold(self, num_chains: int) -> Data:
         """Every datapoint ``num_chains`` times, chain-major: row c * N + n holds datapoint n."""
         if num_chains == 1:
             return self
+        rows = self._positions(slice(None)).repeat(num_chains)
         leaves = tuple(
-            leaf.repeat(num_chains, *([1] * (leaf.ndim - 1))) if per else leaf
-            for leaf, per in zip(self.leaves, self.per_datapoint, strict=True)
+            leaf
+            if take is None
+            else leaf.repeat(num_chains, *([1] * (leaf.ndim - 1)))
+            if take is take_rows
+            else take(leaf, rows)
+            for leaf, take in zip(self.leaves, self.takes, strict=True)
         )
         num = num_chains * self.num_datapoints
         return replace(self, leaves=leaves, num_datapoints=num, index=self.index.repeat(num_chains))
+
+    def hint(self) -> str:
+        """What was guessed of the arguments, for messages about programs that do not fit them."""
+        if not self.guessed:
+            return ""
+        names = ", ".join(_name(key) for key in self.guessed)
+        return (
+            f" ({names} was taken to have an entry a datapoint, for its first size is the number of datapoints; if all "
+            f"datapoints share it, make the program with am.Program(..., shared={self.guessed!r}))"
+        )
+
+    def _positions(self, index: Tensor | slice) -> Tensor:
+        every = torch.arange(self.num_datapoints, device=self.index.device)
+        return every[index]
+
+    def _moved(self, device: torch.device | None) -> Data:
+        if device is None:
+            return self
+        leaves = tuple(moved(leaf, device) for leaf in self.leaves)
+        return replace(self, leaves=leaves, index=self.index.to(device))
 
     def _check_finite(self) -> None:
         for key, leaf in zip(self.keys, self.leaves, strict=True):
@@ -114,49 +172,37 @@ class Data:
                 )
 
 
-def _name(key: int | str) -> str:
+def _name(key: Key) -> str:
     return f"argument {key}" if isinstance(key, int) else f"{key!r}"
 
 
-def _selected(index: Tensor) -> int:
-    return int(index.sum()) if index.dtype == torch.bool else int(index.numel())
+def _device_of(leaves: tuple[Any, ...]) -> torch.device | None:
+    return next((leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0), None)
 
 
-def _as_leaf(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device) if device is not None else value
-    if isinstance(value, np.ndarray) or hasattr(value, "__array__") or _is_numeric_list(value):
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"data: expected numbers, got an array of dtype {array.dtype}; encode it as numbers first")
-        tensor = torch.tensor(array)
-        if tensor.is_floating_point():
-            tensor = tensor.to(dtype or torch.get_default_dtype())
-        return tensor.to(device) if device is not None else tensor
-    if isinstance(value, Mapping):
-        raise DataError(
-            "data: expected arrays in the tuple or dict, got a dict inside it. A dict means keyword arguments: give "
-            "them all in one dict, {'x': x, 'c': c}, under the names of the model's arguments"
-        )
-    return value
+def _take(leaf: Any, role: str | Take, num: int) -> Take | None:
+    if callable(role):
+        return role
+    if role == "shared" or isinstance(leaf, nn.Parameter):
+        return None
+    if isinstance(leaf, PackedSequence):
+        return take_packed
+    return take_rows if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num else None
 
 
-def _is_numeric_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-
-
-def _device_of(leaves: tuple[Any, ...]) -> torch.device:
-    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0)
-
-
-def _num_datapoints(leaves: tuple[Any, ...]) -> int:
-    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
-    if not sizes:
-        kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
-        raise DataError(
-            "data: expected a tensor or array whose first size is the number of datapoints, or a tuple or dict of "
-            f"them, got {kinds}"
-        )
-    if sizes[0] == 0:
-        raise DataError("data: expected at least one datapoint, got an array whose first size is 0")
-    return int(sizes[0])
+def _num_datapoints(leaves: tuple[Any, ...], roles: tuple[str | Take, ...]) -> tuple[int, int]:
+    """Position of the first argument with an entry a datapoint, and N."""
+    for place, (leaf, role) in enumerate(zip(leaves, roles, strict=True)):
+        size = leaf_size(leaf) if role == "guess" else None
+        if size == 0:
+            raise DataError("data: expected at least one datapoint, got an array whose first size is 0")
+        if size is not None:
+            return place, size
+    for place, (leaf, role) in enumerate(zip(leaves, roles, strict=True)):
+        if callable(role) and isinstance(leaf, Sized) and len(leaf) > 0:
+            return place, len(leaf)
+    kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
+    raise DataError(
+        "data: expected a tensor or array whose first size is the number of datapoints, or a tuple or dict of "
+        f"them, got {kinds}" + (" (all of them shared)" if "shared" in roles else "")
+    )

@@ -1,7 +1,8 @@
 """Discovery: run a model on a few datapoints and read off its data plate and latent sites.
 
-The model runs on k and on k - 1 of its datapoints. The plate whose size follows is the data plate; a program whose
-sites or shapes differ otherwise is dynamic, and one whose plate does not follow has a size typed into it.
+The model runs on four and on three of its datapoints (repeated where there are fewer). The plate whose size follows is
+the data plate; a program whose sites or shapes differ otherwise is dynamic, and one whose plate does not follow has a
+size typed into it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from amortize.errors import (
     NoDataPlateError,
     PlateSizeError,
 )
+from amortize.program.blame import with_line
 from amortize.program.data import Data
+from amortize.program.explain import explained
 from amortize.program.handlers import Record, atoms, base_of, data_dim, unvalidated, user_scale
+from amortize.program.scales import common_scale
 from amortize.program.sites import Site, Structure
+from amortize.program.supports import PositiveDefiniteFromVector  # noqa: F401 (registers bijections)
 from amortize.random import pyro_rng
 
 __all__ = ["discover", "has_user_scale", "run_recorded"]
@@ -51,11 +56,11 @@ def discover(model: Callable[..., Any], data: Data, *, plate: str | None = None)
         Where the model breaks the contract; the message names the site and the way out.
     """
     size = HEAD
-    messages, smaller = _run_head(model, data, size), _run_head(model, data, size - 1)
+    messages, smaller = (_run_head(model, data, number) for number in (size, size - 1))
     name = plate or _find_plate(messages, smaller, size)
     _check_plate(name, messages, smaller, size)
     structure = _structure(name, messages)
-    if smaller is not None and _signature(_structure(name, smaller)) != _signature(structure):
+    if _signature(_structure(name, smaller)) != _signature(structure):
         raise DynamicStructureError(
             f"the model's latent sites or their shapes change with the data: {_signature(structure)} on {size} "
             f"datapoints, {_signature(_structure(name, smaller))} on {size - 1}. Make sites and shapes fixed (masks)"
@@ -65,16 +70,18 @@ def discover(model: Callable[..., Any], data: Data, *, plate: str | None = None)
 
 def _run_head(model: Callable[..., Any], data: Data, size: int) -> Messages:
     try:
-        return run_recorded(model, cycled(data, size))
+        return run_recorded(model, data.head(size))
     except ContractError:
         raise
     except Exception as error:
         if size != data.num_datapoints and _runs(model, data):
             raise PlateSizeError(
-                f"the model runs on all {data.num_datapoints} datapoints but not on {size} of them ({error}). A number "
+                f"the model runs on {data.num_datapoints} datapoints but not on {size} ({with_line(error)}). A number "
                 "of datapoints seems to be typed in: size the plate from the data, pyro.plate('data', x.shape[0])"
+                + data.hint()
             ) from error
-        raise
+        with explained("the model", data):
+            raise
 
 
 def _runs(model: Callable[..., Any], data: Data) -> bool:
@@ -102,14 +109,9 @@ def _plate_size(msg: Mapping[str, Any], frame: Any) -> int:
     return int(shape[frame.dim]) if len(shape) >= -frame.dim else 1
 
 
-def _find_plate(messages: Messages, smaller: Messages | None, size: int) -> str:
-    plates = _plates(messages)
-    if smaller is not None:
-        after = _plates(smaller)
-        candidates = [name for name, now in plates.items() if now == size and after.get(name) == size - 1]
-    else:
-        candidates = [name for name, now in plates.items() if now == size]
-        candidates = _enclosing(messages, candidates) or candidates
+def _find_plate(messages: Messages, smaller: Messages, size: int) -> str:
+    plates, after = _plates(messages), _plates(smaller)
+    candidates = [name for name, now in plates.items() if now == size and after.get(name) == size - 1]
     if len(candidates) == 1:
         return candidates[0]
     if not plates:
@@ -117,7 +119,8 @@ def _find_plate(messages: Messages, smaller: Messages | None, size: int) -> str:
         raise NoDataPlateError(
             "the model has no vectorised pyro.plate"
             + (" (only sequential ones, `for i in pyro.plate(...)`)" if sequential else "")
-            + ". Put latents and observations inside `with pyro.plate('data', x.shape[0]):`"
+            + ". Put latents and observations inside `with pyro.plate('data', x.shape[0]):`; where all latents are "
+            "global, take the whole data set as one datapoint, am.Program(model, guide, whole=True)"
         )
     if not candidates:
         sizes = ", ".join(f"{name!r} of size {now}" for name, now in plates.items())
@@ -131,17 +134,14 @@ def _find_plate(messages: Messages, smaller: Messages | None, size: int) -> str:
     )
 
 
-def _enclosing(messages: Messages, candidates: list[str]) -> list[str]:
-    stacks = [{frame.name for frame in msg["cond_indep_stack"]} for msg in messages.values()]
-    return [name for name in candidates if all(name in stack for stack in stacks)]
-
-
-def _check_plate(name: str, messages: Messages, smaller: Messages | None, size: int) -> None:
+def _check_plate(name: str, messages: Messages, smaller: Messages, size: int) -> None:
     plates = _plates(messages)
     if name not in plates:
-        raise NoDataPlateError(f"plate: expected one of {sorted(plates)}, got {name!r}")
-    follows = plates[name] == size and (smaller is None or _plates(smaller).get(name) == size - 1)
-    if not follows:
+        raise NoDataPlateError(
+            f"plate: expected one of {sorted(plates)}, got {name!r}. Name the one that indexes the datapoints, "
+            "am.Program(model, guide, plate='...'), or leave plate= out"
+        )
+    if not (plates[name] == size and _plates(smaller).get(name) == size - 1):
         raise PlateSizeError(
             f"plate {name!r} has size {plates[name]} on {size} datapoints; expected {size}. "
             "Size it from the data, pyro.plate('data', x.shape[0])"
@@ -161,8 +161,8 @@ def _structure(plate: str, messages: Messages) -> Structure:
         elif not inside:
             raise GlobalLatentError(
                 f"latent site {name!r} is outside the data plate {plate!r}, so every datapoint shares it. Condition on "
-                f"a value, am.Program(model, guide, condition={{{name!r}: value}}), make it a pyro.param, or move it "
-                "inside the plate"
+                f"a value, am.Program(model, guide, condition={{{name!r}: value}}), take the whole data set as one "
+                "datapoint, am.Program(model, guide, whole=True), make it a pyro.param, or move it inside the plate"
             )
         else:
             sites[name] = _site(name, msg, plate, start)
@@ -170,7 +170,10 @@ def _structure(plate: str, messages: Messages) -> Structure:
         if has_user_scale(msg, plate):
             scaled.append(name)
     if not sites:
-        raise ContractError(f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer")
+        raise ContractError(
+            f"the model has no latent site inside the data plate {plate!r}; there is nothing to infer. Give it one, a "
+            "pyro.sample without obs= inside the plate"
+        )
     if not observed:
         raise ContractError(
             f"the model observes nothing inside the data plate {plate!r}, so there is no evidence to measure. Give a "
@@ -180,7 +183,17 @@ def _structure(plate: str, messages: Messages) -> Structure:
     dtype = functools.reduce(torch.promote_types, dtypes, dtypes[0]) if dtypes else torch.get_default_dtype()
     full = _full_size(plate, messages)
     batch_ndim = max(len(msg["fn"].batch_shape) for msg in messages.values())
-    return Structure(plate, sites, tuple(observed), tuple(outside), tuple(scaled), dtype, full, batch_ndim)
+    return Structure(
+        plate,
+        sites,
+        tuple(observed),
+        tuple(outside),
+        tuple(scaled),
+        dtype,
+        full,
+        batch_ndim,
+        common_scale=common_scale(messages, plate) if scaled else 1.0,
+    )
 
 
 def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
@@ -223,7 +236,7 @@ def require_density(name: str, fn: Any) -> None:
     inner = base_of(fn)
     if isinstance(inner, Delta):
         raise ContractError(
-            f"latent site {name!r} is a point (Delta) in the model; make it a value or pyro.deterministic"
+            f"latent site {name!r} is a point (Delta) in the model. Make it a value or pyro.deterministic"
         )
     if isinstance(inner, (VonMises, ProjectedNormal)):
         raise ContractError(
@@ -236,8 +249,8 @@ def require_density(name: str, fn: Any) -> None:
         biject_to(fn.support)
     except NotImplementedError as error:
         raise ContractError(
-            f"latent site {name!r} has support {fn.support}, which has no bijection to unconstrained space; "
-            "reparameterise it, for example by a Cholesky factor"
+            f"latent site {name!r} has support {fn.support}, which has no bijection to unconstrained space. "
+            "Reparameterise it, for example by a Cholesky factor"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,27 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from amortize.errors import ArgumentError
+from amortize.errors import AmortizeWarning, ArgumentError, ContractError, GuideDataError
 from amortize.program.adopt import LOCK, Adopted, ParameterScope
 from amortize.program.adoption import adopt
 from amortize.program.arguments import Arguments
+from amortize.program.autoguide import AutoDensity
+from amortize.program.bound import Bound
 from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
 from amortize.program.data import Data
 from amortize.program.density import LogJoint, require_guide
 from amortize.program.describe import describe
-from amortize.program.discover import discover
+from amortize.program.discover import HEAD, discover, run_recorded
 from amortize.program.discrete import resolve_discrete
 from amortize.program.enumerate import Runner
 from amortize.program.guide import GuideDensity, TracedGuide
-from amortize.program.handlers import unvalidated
+from amortize.program.joint import CompiledLogJoint
+from amortize.program.scales import common_scale
 from amortize.program.simulate import reconstruct, simulate
 from amortize.program.sites import Structure
 from amortize.program.whole import WholeLogJoint, discover_whole
 from amortize.program.whole_guide import WholeGuide
-from amortize.random import pyro_rng
 
 __all__ = ["Program", "checked_device"]
 
@@ -52,7 +55,7 @@ class Program(nn.Module):
         Names or positions of arguments that all datapoints share, where the first size of one could be taken for N.
     fold
         For an argument whose rows are not its first index (a list of sequences, a graph): a dict from its name or
-        position to a function ``(argument, rows) -> argument``. ``rows`` is a long tensor of any length, repeats allowed.
+        position to a function ``(argument, rows) -> argument``; ``rows`` is a long tensor of any length, with repeats.
     discrete
         "enumerate" sums every discrete latent out, "sample" draws them (Gibbs moves inside annealing). None goes by
         ``infer={"enumerate": ...}`` and by cost.
@@ -95,11 +98,13 @@ class Program(nn.Module):
         self.condition = _condition(condition)
         scope = ParameterScope()
         self.model = Adopted(model, scope)
-        own = isinstance(guide, nn.Module)  # names in a module are its own; functions may share parameters
+        auto = isinstance(guide, AutoGuide)  # it runs the model, and so makes the model's parameters
+        own = isinstance(guide, nn.Module) and not auto  # names in a module are its own; functions may share parameters
         self.guide = None if guide is None else Adopted(guide, ParameterScope() if own else scope)
         self.model.condition = self.condition
         if self.guide is not None:
             self.guide.condition, self.guide.hides_condition = self.condition, True
+        self.bound = Bound(self.guide) if auto and self.guide is not None else None
         self._adopted = False
         self._treatments: dict[Any, Structure] = {}
 
@@ -128,6 +133,15 @@ class Program(nn.Module):
         with self.evaluating():
             return reconstruct(self.guide_density(data), data, num_draws=num_draws, seed=seed)
 
+    def compiled(self, x: Any, *, num_chains: int = 1, backend: str = "auto", num_calls: int = 0) -> CompiledLogJoint:
+        """The log joint of ``x`` as compiled functions of the unconstrained latents, with its gradient.
+
+        ``backend`` is "fx", "inductor", "eager" or "auto", which decides by ``num_calls``, the calls to come.
+        """
+        data = self.prepare(x)
+        with self.evaluating():
+            return CompiledLogJoint(self.log_joint(data), data, num_chains, backend=backend, num_calls=num_calls)
+
     # What algorithms use
 
     def prepare(self, x: Any, *, device: str | torch.device | None = None) -> Data:
@@ -154,10 +168,16 @@ class Program(nn.Module):
 
     def structure(self, data: Data) -> Structure:
         """What discovery reads off the model."""
-        with self.evaluating():
-            structure = (
-                discover_whole(self.model, data) if self.whole else discover(self.model, data, plate=self.plate)
+        if self.model.per_datapoint and not self.whole:
+            raise ContractError(
+                f"parameter {self.model.per_datapoint[0]!r} of the model has an entry a datapoint, so it belongs to "
+                "these data only and no datapoint can be looked at alone. Make it a latent, or a function of the data"
             )
+        with self.evaluating():
+            structure = self._discovered(data)
+            if structure.common_scale != 1.0:
+                self._divide_out(structure, data)
+                structure = self._discovered(data)
         unknown = sorted(set(self.condition) - {*structure.outside, *structure.observed})
         if unknown:
             raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
@@ -165,20 +185,45 @@ class Program(nn.Module):
 
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""
-        structure = self.structure(data)
-        like = torch.zeros((), dtype=structure.dtype, device=_device(data))
-        log_joint = WholeLogJoint(self, structure, like, data) if self.whole else LogJoint(self, structure, like)
+        log_joint = self.unverified_log_joint(data, self.structure(data))
         verify_independent(log_joint, data)
         return log_joint
+
+    def unverified_log_joint(self, data: Data, structure: Structure) -> LogJoint:
+        """The log joint, for those who try the contract themselves."""
+        like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+        return WholeLogJoint(self, structure, like, data) if self.whole else LogJoint(self, structure, like)
 
     def guide_density(self, data: Data) -> GuideDensity:
         """The guide's sampler and density, checked against the model's sites."""
         require_guide(self)
         log_joint = self.log_joint(data)
+        if self.bound is not None:
+            self.bind(data)
+            assert self.bound.fingerprint is not None
+            return AutoDensity(log_joint, data, self.bound.guide, len(self.bound.fingerprint))
         if isinstance(log_joint, WholeLogJoint):
             return WholeGuide(log_joint, data)
+        if self.guide is not None and self.guide.per_datapoint:
+            raise GuideDataError(
+                f"parameter {self.guide.per_datapoint[0]!r} of the guide has an entry a datapoint: the guide is not "
+                "amortized, and knows these data only. am.fit trains it on all of them at once; for its densities use "
+                "pyro.infer.autoguide.AutoNormal, or am.fit_local, which fits a posterior for each datapoint"
+            )
         plate, drawn = verify_guide(log_joint, data)
         return TracedGuide(log_joint, plate, data, drawn)
+
+    def bind(self, data: Data) -> None:
+        """Make an AutoGuide's parameters on these data, or see that they were made on them; other guides need none.
+
+        Raises
+        ------
+        GuideDataError
+            If they belong to other data.
+        """
+        if self.bound is not None and self.guide is not None:
+            with self.evaluating():
+                self.bound.bind(self.guide, data)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,7 +270,8 @@ class Program(nn.Module):
         """
         own = self.state_dict()
         lazy = {name: value for name, value in state.items() if name not in own and ".scope.params." in f".{name}"}
-        wrong = [name for name in state if name not in own and name not in lazy]
+        claimed = {} if self.bound is None else self.bound.not_made(state, own)
+        wrong = [name for name in state if name not in own and name not in lazy and name not in claimed]
         wrong += [name for name in own if name not in state or own[name].shape != state[name].shape]
         if wrong:
             raise ArgumentError(
@@ -233,6 +279,8 @@ class Program(nn.Module):
                 "Load it into a program made in the same way"
             )
         self.load_state_dict({name: value for name, value in state.items() if name in own})
+        if self.bound is not None:
+            self.bound.restore_later(claimed)
         for name, value in lazy.items():
             self._scope(name).restore_later(name.rsplit(".", 1)[1], value)
 
@@ -247,13 +295,29 @@ class Program(nn.Module):
         known = self._treatments[key]
         return replace(structure, sampled=known.sampled, summation=known.summation, reason=known.reason)
 
+    def _discovered(self, data: Data) -> Structure:
+        return discover_whole(self.model, data) if self.whole else discover(self.model, data, plate=self.plate)
+
+    def _divide_out(self, structure: Structure, data: Data) -> None:
+        """Take a scale off that stands over the whole model, and off the guide where it is there too."""
+        self.model.scale = structure.common_scale
+        if self.guide is not None:
+            self.guide.scale = common_scale(run_recorded(self.guide, data.head(HEAD)), structure.plate)
+        warnings.warn(
+            f"every site of the model stands under poutine.scale({structure.common_scale:.6g}); it is divided out, so "
+            "that densities and ELBOs are in nats a datapoint",
+            AmortizeWarning,
+            stacklevel=4,
+        )
+
     def _scope(self, name: str) -> ParameterScope:
         part = self.guide if name.startswith("guide.") else self.model
         assert part is not None
         return part.scope
 
     def _adopt(self, data: Data) -> None:
-        adopt([part for part in (self.model, self.guide) if part is not None], data)
+        parts = [self.model] if self.guide is None or self.bound is not None else [self.model, self.guide]
+        adopt(parts, data)
         self._adopted = True
 
 

@@ -32,7 +32,7 @@ def to_front(value: Tensor, msg: Mapping[str, Any], plate: str) -> np.ndarray:
     if dim is None:  # all the data are one datapoint
         value, axis = value.unsqueeze(0), 0
     else:
-        axis = value.dim() - msg["fn"].event_dim + dim
+        axis = value.dim() - len(msg["fn"].event_shape) + dim
     result: np.ndarray = value.movedim(axis, 0).detach().cpu().numpy()
     return result
 

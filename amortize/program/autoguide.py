@@ -15,23 +15,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import MultivariateNormal, Normal
-from pyro.infer.autoguide import (
-    AutoContinuous,
-    AutoDelta,
-    AutoDiagonalNormal,
-    AutoGuide,
-    AutoGuideList,
-    AutoLaplaceApproximation,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-    AutoNormalizingFlow,
-)
+from pyro.distributions import Normal
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
 from torch import Tensor
 from torch.distributions import biject_to
 
 from amortize.errors import GuideDataError, GuideMismatchError
+from amortize.program.autoguide_parts import (
+    BY_DATAPOINT,
+    FACTORISED,
+    GAUSSIAN,
+    laplace_tril,
+    loc_scale,
+    refuse,
+    rows_of,
+    shapes,
+    single_guides,
+)
 from amortize.program.data import Data
 from amortize.program.density import JointTerms, LogJoint
 from amortize.program.guide import GuideDensity
@@ -41,10 +41,6 @@ from amortize.program.whole import WholeLogJoint
 from amortize.random import pyro_rng
 
 __all__ = ["AutoDensity"]
-
-FACTORISED = (AutoNormal, AutoDiagonalNormal)
-GAUSSIAN = (AutoMultivariateNormal, AutoLowRankMultivariateNormal)
-FORWARDS = (AutoNormal.forward, AutoContinuous.forward)
 
 
 class _Part(NamedTuple):
@@ -82,7 +78,7 @@ class AutoDensity(GuideDensity):
 
     def __init__(self, log_joint: LogJoint, data: Data, guide: AutoGuide, num_datapoints: int) -> None:
         self.log_joint, self.num_datapoints = log_joint, num_datapoints
-        self.parts = [self._part(one) for one in _flat(guide)]
+        self.parts = [self._part(one) for one in single_guides(guide)]
         self._verify_sites()
         if data.num_datapoints == num_datapoints:
             self._verify_supports(data)
@@ -95,7 +91,7 @@ class AutoDensity(GuideDensity):
         if all(isinstance(part.guide, FACTORISED) for part in self.parts):
             return "mean-field"
         only = self.parts[0].guide if len(self.parts) == 1 else None
-        return "full-covariance" if isinstance(only, (*GAUSSIAN, AutoLaplaceApproximation)) else None
+        return "full-covariance" if isinstance(only, GAUSSIAN) else None
 
     def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values by site and log q(z | x) (B,), without Jacobian; draws from the global generators."""
@@ -118,14 +114,14 @@ class AutoDensity(GuideDensity):
             return torch.stack([self._log_prob(part, data, u[:, part.columns]) for part in self.parts]).sum(0)
 
     def _draw(self, part: _Part, data: Data) -> Tensor:
-        if isinstance(part.guide, (*FACTORISED, AutoLaplaceApproximation)):
+        if isinstance(part.guide, BY_DATAPOINT):
             drawn: Tensor = self._of_rows(part, data).sample()
             return drawn
         latent: Tensor = part.guide.get_posterior().sample((data.num_datapoints,))
         return latent[:, part.places[0]]
 
     def _log_prob(self, part: _Part, data: Data, u: Tensor) -> Tensor:
-        if isinstance(part.guide, (*FACTORISED, AutoLaplaceApproximation)):
+        if isinstance(part.guide, BY_DATAPOINT):
             log_prob: Tensor = self._of_rows(part, data).log_prob(u)
             return log_prob
         joint: Tensor = part.guide.get_posterior().log_prob(u[:, part.places[0].argsort()])
@@ -134,10 +130,11 @@ class AutoDensity(GuideDensity):
     def _of_rows(self, part: _Part, data: Data) -> Any:
         """The distribution over the part's latents of each row, batch (B,) and event (P,)."""
         if isinstance(part.guide, AutoLaplaceApproximation):
-            return _rows_of(self._gaussians(part), data.index)
+            return rows_of(self._gaussians(part), data.index)
         places = part.places[data.index]
-        loc, scale = _loc_scale(part.guide)
-        return Normal(loc[places], scale[places]).to_event(1)
+        loc, scale = loc_scale(part.guide)
+        rows: Any = Normal(loc[places], scale[places])
+        return rows.to_event(1)
 
     def _gaussians(self, part: _Part) -> tuple[Tensor, Tensor]:
         """Loc (N, D) and scale_tril (N, D, D) of Laplace's approximation; made anew when the mode has moved."""
@@ -146,16 +143,16 @@ class AutoDensity(GuideDensity):
         if self._laplace is None or self._laplace[0] != key:
             rows = loc.detach()[part.places]
             tril = torch.eye(rows.shape[1]).to(rows).repeat(len(rows), 1, 1)
-            tril[self._data.index] = _laplace_tril(self.log_joint, self._data, rows[self._data.index])
+            tril[self._data.index] = laplace_tril(self.log_joint, self._data, rows[self._data.index])
             self._laplace = (key, (rows, tril))
         gaussians: tuple[Tensor, Tensor] = self._laplace[1]
         return gaussians
 
     def _part(self, guide: AutoGuide) -> _Part:
-        _refuse(guide, self.num_datapoints)
+        refuse(guide, self.num_datapoints)
         structure = self.log_joint.structure
         columns, places, start = [], [], 0
-        for name, shape in _shapes(guide).items():
+        for name, shape in shapes(guide).items():
             flat = torch.arange(start, start + shape.numel(), device=self.log_joint.like.device).reshape(shape)
             start += shape.numel()
             site = structure.sites.get(name)
@@ -185,7 +182,7 @@ class AutoDensity(GuideDensity):
         )
 
     def _verify_sites(self) -> None:
-        found = [name for part in self.parts for name in _shapes(part.guide)]
+        found = [name for part in self.parts for name in shapes(part.guide)]
         structure = self.log_joint.structure
         wanted = {*structure.continuous, *structure.sampled}
         missing, twice = sorted(wanted - set(found)), sorted({name for name in found if found.count(name) > 1})
@@ -214,76 +211,7 @@ class AutoDensity(GuideDensity):
 
     def _supports(self) -> Iterator[tuple[str, Site, Any]]:
         for part in self.parts:
-            for name in _shapes(part.guide):
+            for name in shapes(part.guide):
                 if name in self.log_joint.structure.sites:
                     site = self.log_joint.structure.sites[name]
                     yield name, site, part.guide.prototype_trace.nodes[name]["fn"].support
-
-
-def _flat(guide: AutoGuide) -> list[Any]:
-    """The guides in a list of guides, and in lists in it."""
-    return [one for part in guide for one in _flat(part)] if isinstance(guide, AutoGuideList) else [guide]
-
-
-def _shapes(guide: Any) -> dict[str, torch.Size]:
-    """Unconstrained shapes of an AutoGuide's sites, in the order of its flat vector."""
-    if isinstance(guide, AutoNormal):
-        names = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
-        return {name: guide._get_loc_and_scale(name)[0].shape for name in names}
-    shapes: dict[str, torch.Size] = guide._unconstrained_shapes
-    return shapes
-
-
-def _loc_scale(guide: Any) -> tuple[Tensor, Tensor]:
-    """Means and scales of a guide that factorises, as flat vectors."""
-    if isinstance(guide, AutoNormal):
-        pairs = [guide._get_loc_and_scale(name) for name in _shapes(guide)]
-        loc, scale = (torch.cat([pair[i].flatten() for pair in pairs]) for i in range(2))
-        return loc, scale
-    return guide.loc, guide.scale
-
-
-def _refuse(guide: AutoGuide, num_datapoints: int) -> None:
-    """Refuse AutoGuides that are no density over a datapoint's u."""
-    name = type(guide).__name__
-    if isinstance(guide, AutoDelta):
-        raise GuideMismatchError(
-            f"{name} is a point, which has no density over u. Start from the prior (start='prior'), use AutoNormal, or "
-            "AutoLaplaceApproximation, which is a Gaussian around such a point"
-        )
-    known = (*FACTORISED, *GAUSSIAN, AutoNormalizingFlow, AutoLaplaceApproximation)
-    if not isinstance(guide, known) or type(guide).forward not in FORWARDS:
-        raise GuideMismatchError(
-            f"{name}: its density over u can't be read off its parameters. Use AutoNormal, AutoDiagonalNormal, for a "
-            "single datapoint AutoMultivariateNormal, AutoLowRankMultivariateNormal or AutoIAFNormal, or start from "
-            "the prior (start='prior')"
-        )
-    if num_datapoints > 1 and not isinstance(guide, (*FACTORISED, AutoLaplaceApproximation)):
-        raise GuideMismatchError(
-            f"{name} correlates the {num_datapoints} datapoints with one another, so it is no posterior of each by "
-            "itself. Use AutoNormal or AutoDiagonalNormal, or am.fit_local(program, x, family='full-covariance'); where "
-            "the whole data set is one datapoint, am.Program(model, guide, whole=True)"
-        )
-
-
-def _rows_of(gaussians: tuple[Tensor, Tensor], index: Tensor) -> Any:
-    loc, tril = gaussians
-    return MultivariateNormal(loc[index], scale_tril=tril[index])
-
-
-def _laplace_tril(log_joint: LogJoint, data: Data, loc: Tensor) -> Tensor:
-    """Cholesky factors (N, D, D) of the inverse of minus each datapoint's Hessian at ``loc`` (N, D)."""
-    with torch.enable_grad():
-        u = loc.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(log_joint.terms(data, u=u).joint.sum(), u, create_graph=True)
-        columns = [torch.autograd.grad(slope[:, i].sum(), u, retain_graph=True)[0] for i in range(u.shape[1])]
-    precision = -torch.stack(columns, -1).detach()
-    _, wrong = torch.linalg.cholesky_ex(0.5 * (precision + precision.mT))
-    if wrong.any():
-        rows = ", ".join(str(int(row)) for row in torch.nonzero(wrong).flatten()[:5])
-        raise GuideMismatchError(
-            f"AutoLaplaceApproximation: the log joint has no maximum where the guide stands, at datapoints {rows}. "
-            "Train it longer (am.fit), or use AutoNormal"
-        )
-    covariance = torch.linalg.inv(0.5 * (precision + precision.mT))
-    return torch.linalg.cholesky(0.5 * (covariance + covariance.mT))

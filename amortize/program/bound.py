@@ -104,12 +104,12 @@ class Bound(nn.Module):
 
     def _fill(self) -> None:
         """Give the parameters just made the values that were loaded for them."""
-        made = {**dict(self.guide.named_parameters()), **dict(self.guide.named_buffers())}
+        made = self.guide.state_dict(keep_vars=True)
         wrong = [name for name, value in self._pending.items() if name not in made or made[name].shape != value.shape]
         if wrong:
             raise ArgumentError(
-                f"state: {', '.join(sorted(wrong)[:5])} are no parameters of this AutoGuide on these data. Load it into "
-                "a program made in the same way"
+                f"state: {', '.join(sorted(wrong)[:5])} are no parameters of this AutoGuide on these data. Load it "
+                "into a program made in the same way"
             )
         with torch.no_grad():
             for name, value in self._pending.items():

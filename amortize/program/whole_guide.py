@@ -21,7 +21,8 @@ from amortize.program.discover import has_user_scale, run_recorded
 from amortize.program.guide import GuideDensity
 from amortize.program.handlers import base_of
 from amortize.program.sites import Site
-from amortize.program.whole import WHOLE, WholeLogJoint, vectorised_if_right
+from amortize.program.whole import WholeLogJoint
+from amortize.program.whole_runner import WHOLE, vectorised_if_right
 from amortize.random import pyro_rng
 
 __all__ = ["WholeGuide"]

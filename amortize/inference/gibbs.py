@@ -70,7 +70,8 @@ def gibbs(latents: Latents, conditionals: Conditionals, beta: Tensor, generator:
     choices = latents.choices.clone()
     for variable in range(choices.shape[-1]):
         base, ratio = conditionals(Latents(latents.u, choices), variable)
-        logits = torch.nan_to_num(base + beta * ratio, nan=-torch.inf)
+        logits = base + beta * ratio
+        logits = torch.where(torch.isnan(logits), -torch.inf, logits)
         uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float64)
         drawn = (logits.double() - torch.log(-torch.log(uniform))).argmax(0)
         possible = torch.isfinite(logits).any(0)

@@ -4,7 +4,7 @@ r"""Summing discrete latents out, exactly and for each datapoint.
 
 *Tiling* runs the program on every configuration k of a datapoint's discrete variables, folded into the batch as chains
 are: it asks nothing of the program. *Contraction* gives each variable a tensor dimension of its own and eliminates them
-one by one (Pyro's tensor variable elimination; Obermeyer et al. 2019, "Tensor variable elimination for plated factor
+one by one (tensor variable elimination; Obermeyer et al. 2019, "Tensor variable elimination for plated factor
 graphs"): the cost of a hidden Markov model is linear in its length, but the program must broadcast.
 
 Letters: B rows, D continuous latents, M discrete variables of a datapoint, P configurations of them.
@@ -22,16 +22,14 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.infer import infer_discrete
 from pyro.ops import packed
-from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from amortize.errors import DiscreteLatentError, NotIndependentError
 from amortize.program.data import Data
+from amortize.program.eliminate import Elimination, Factors, contract, draw_back
 from amortize.program.handlers import (
     LogTerms,
-    Record,
     Score,
     Substitute,
     data_dim,
@@ -176,21 +174,46 @@ def _contracted(runner: Runner, data: Data, place: Placement, names: Sequence[st
         twice = _contracted(runner, data.fold(2), place.tile(2, runner.sites, {}, 1), names)
         values = {name: v.narrow(runner.sites[name].front, 0, 1) for name, v in twice.values.items()}
         return JointTerms(twice.prior[:1], twice.likelihood[:1], twice.jacobian[:1], twice.outside, values)
-    terms = LogTerms(num, runner.like)
-    with unvalidated():
-        enumerating = poutine.enum(_placed(runner, place, names, terms), first_available_dim=-1 - runner.batch_ndim)
-        trace: Any = poutine.trace(enumerating).get_trace(*data.args, **data.kwargs)
-    trace.symbolize_dims()
+    trace, terms = _enumerated(runner, data, place, names)
     latent, everything, outside = _factors(runner, trace, names)
-    sums = _sum_dims(trace, everything)
-    target = frozenset([trace.plate_to_symbol[runner.plate]])
-    contract: Any = contract_to_tensor
-    prior, joint = (contract(tree, sums, target_ordinal=target).expand(num) for tree in (latent, everything))
+    prior, joint = (_eliminated(runner, trace, tree, num)[0] for tree in (latent, everything))
     values = {name: trace.nodes[name]["value"] for name in runner.sites if name in trace.nodes and name not in names}
     return JointTerms(prior + terms.jacobian, joint - prior, terms.jacobian, outside, values)
 
 
-Factors = OrderedDict[frozenset[str], list[Tensor]]
+def _draw_contracted(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -> dict[str, Tensor]:
+    num = data.num_datapoints
+    if num == 1:
+        both = _draw_contracted(runner, data.fold(2), place.tile(2, runner.sites, {}, 1), names)
+        return {name: v.narrow(runner.sites[name].front, 0, 1) for name, v in both.items()}
+    trace, _ = _enumerated(runner, data, place, names)
+    drawn = draw_back(_eliminated(runner, trace, _factors(runner, trace, names)[1], num)[1])
+    choices = dict(place.choices or {})
+    for name in names:
+        site, letter = runner.sites[name], trace.nodes[name]["infer"]["_enumerate_symbol"]
+        shape = (*site.variables[: site.front], num, *site.variables[site.front :])
+        index = torch.zeros(shape, dtype=torch.long, device=runner.like.device)
+        if letter in drawn:  # a variable of one value has no dimension
+            tensor: Any = drawn[letter].tensor
+            tensor._pyro_dims = drawn[letter].letters
+            index = index + packed.unpack(tensor, trace.symbol_to_dim)  # type: ignore[no-untyped-call]
+        choices[name] = index.movedim(site.front, 0).reshape(num, -1)
+    values = runner.rows(data, place._replace(choices=choices)).values
+    return {name: values[name] for name in names}
+
+
+def _enumerated(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -> tuple[Any, LogTerms]:
+    """A trace in which each variable of the sites ``names`` has a dimension of its own, and the Jacobian."""
+    terms = LogTerms(data.num_datapoints, runner.like)
+    with unvalidated():
+        enumerating = poutine.enum(_placed(runner, place, names, terms), first_available_dim=-1 - runner.batch_ndim)
+        trace: Any = poutine.trace(enumerating).get_trace(*data.args, **data.kwargs)
+    trace.symbolize_dims()
+    return trace, terms
+
+
+def _eliminated(runner: Runner, trace: Any, factors: Factors, num: int) -> tuple[Tensor, list[Elimination]]:
+    return contract(factors, _sum_dims(trace, factors), (trace.plate_to_symbol[runner.plate], num))
 
 
 def _factors(runner: Runner, trace: Any, names: Sequence[str]) -> tuple[Factors, Factors, Tensor]:
@@ -241,15 +264,3 @@ def _placed(runner: Runner, place: Placement, names: Sequence[str], terms: LogTe
 
     result: Callable[..., Any] = functools.partial(poutine.infer_config(run, annotate))
     return result
-
-
-def _draw_contracted(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -> dict[str, Tensor]:
-    num = data.num_datapoints
-    if num == 1:
-        both = _draw_contracted(runner, data.fold(2), place.tile(2, runner.sites, {}, 1), names)
-        return {name: v.narrow(runner.sites[name].front, 0, 1) for name, v in both.items()}
-    placed = _placed(runner, place, names, LogTerms(num, runner.like))
-    record = Record()
-    with unvalidated(), record:
-        infer_discrete(placed, first_available_dim=-1 - runner.batch_ndim)(*data.args, **data.kwargs)  # type: ignore[no-untyped-call]
-    return {name: record.messages[name]["value"] for name in names}

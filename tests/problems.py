@@ -143,6 +143,91 @@ def pixel_plate() -> Problem:
     return Problem(model, guide, torch.tensor(x), stats.norm(0, np.sqrt(1.49)).logpdf(x).sum(1), 3)
 
 
+def gaussian_mixture() -> Problem:
+    """Two normal latents around one of three centres, the class summed out; its guide samples the class too."""
+    weights, centres, spread, noise = (
+        np.array([0.5, 0.3, 0.2]),
+        np.array([[-2.0, 0.0], [1.0, 1.5], [2.0, -1.0]]),
+        0.6,
+        0.5,
+    )
+    rng = _draws(6)
+    x = centres[rng.choice(3, NUM, p=weights)] + rng.normal(size=(NUM, 2)) * np.hypot(spread, noise)
+    log_joint = np.log(weights) + stats.norm(centres, np.hypot(spread, noise)).logpdf(x[:, None]).sum(-1)
+
+    def model(x):
+        w, mu = (torch.tensor(value, dtype=x.dtype) for value in (weights, centres))
+        with pyro.plate("data", x.shape[0]):
+            k = pyro.sample("k", dist.Categorical(w))
+            z = pyro.sample("z", dist.Normal(mu[k], spread).to_event(1))
+            pyro.sample("x", dist.Normal(z, noise).to_event(1), obs=x)
+
+    def guide(x):
+        w, mu = (torch.tensor(value, dtype=x.dtype) for value in (weights, centres))
+        far = (x[:, None] - mu).square().sum(-1) / (spread**2 + noise**2)
+        share = spread**2 / (spread**2 + noise**2)
+        with pyro.plate("data", x.shape[0]):
+            k = pyro.sample("k", dist.Categorical(logits=w.log() - far / 2))
+            loc = mu[k] + share * (x - mu[k])
+            pyro.sample("z", dist.Normal(loc, noise * share**0.5).to_event(1))
+
+    return Problem(model, guide, torch.tensor(x), special.logsumexp(log_joint, 1), 2)
+
+
+def state_space() -> Problem:
+    """A linear-Gaussian state space of five steps; its guide follows the smoothing distribution step by step."""
+    steps, decay, drift, noise = 5, 0.9, 0.5, 0.6
+    rng = _draws(7)
+    x = np.cumsum(rng.normal(size=(NUM, steps)) * drift, 1) + rng.normal(size=(NUM, steps)) * noise
+    gains, offsets, scales = _smoothing(x, decay, drift, noise)
+
+    def model(x):
+        z = torch.zeros(x.shape[0], dtype=x.dtype)
+        with pyro.plate("data", x.shape[0]):
+            for t in range(steps):
+                z = pyro.sample(f"z_{t}", dist.Normal(decay * z, drift if t else 1.0))
+                pyro.sample(f"x_{t}", dist.Normal(z, noise), obs=x[:, t])
+
+    def guide(x):
+        z = torch.zeros(x.shape[0], dtype=x.dtype)
+        with pyro.plate("data", x.shape[0]):
+            for t in range(steps):
+                weights = torch.tensor(offsets[t], dtype=x.dtype)
+                z = pyro.sample(f"z_{t}", dist.Normal(gains[t] * z + x[:, t:] @ weights, scales[t]))
+
+    return Problem(model, guide, torch.tensor(x), kalman(x, decay, drift, noise), steps)
+
+
+def kalman(x: np.ndarray, decay: float, drift: float, noise: float) -> np.ndarray:
+    """Log evidence (N,) of x (N, T): z_0 ~ N(0, 1), z_t ~ N(decay z, drift^2), x_t ~ N(z_t, noise^2)."""
+    mean, variance, total = np.zeros(len(x)), 1.0, np.zeros(len(x))
+    for column in x.T:
+        forecast = variance + noise**2
+        total += stats.norm(mean, np.sqrt(forecast)).logpdf(column)
+        gain = variance / forecast
+        mean, variance = mean + gain * (column - mean), (1 - gain) * variance
+        mean, variance = decay * mean, decay**2 * variance + drift**2
+    return total
+
+
+def _smoothing(x: np.ndarray, decay: float, drift: float, noise: float) -> tuple[list, list, list]:
+    """z_t given z_{t-1} and x_t, ..., x_T: the weight of the one, the weights of the others, the standard deviation."""
+    steps = x.shape[1]
+    gains, offsets, scales = [], [], []
+    precision, weights = 0.0, np.zeros(0)  # what x_t, ..., x_T say of z_{t-1}: their information and its direction
+    for t in reversed(range(steps)):
+        own = np.concatenate([[1 / noise**2], weights])
+        told = 1 / noise**2 + precision
+        spread = drift if t else 1.0
+        total = told + 1 / spread**2
+        gains.insert(0, decay / spread**2 / total)
+        offsets.insert(0, own / total)
+        scales.insert(0, total**-0.5)
+        seen = decay / (1 + told * spread**2)
+        precision, weights = seen * decay * told, seen * own
+    return gains, offsets, scales
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "normal-normal": normal_normal,
     "gamma-poisson": gamma_poisson,
@@ -150,5 +235,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "dirichlet-multinomial": dirichlet_multinomial,
     "dependent-support": dependent_support,
     "pixel-plate": pixel_plate,
+    "gaussian-mixture": gaussian_mixture,
+    "state-space": state_space,
 }
 CONJUGATE = [name for name in PROBLEMS if name != "dependent-support"]

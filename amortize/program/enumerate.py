@@ -205,8 +205,9 @@ def _draw_contracted(runner: Runner, data: Data, place: Placement, names: Sequen
 def _enumerated(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -> tuple[Any, LogTerms]:
     """A trace in which each variable of the sites ``names`` has a dimension of its own, and the Jacobian."""
     terms = LogTerms(data.num_datapoints, runner.like)
-    with unvalidated():
-        enumerating = poutine.enum(_placed(runner, place, names, terms), first_available_dim=-1 - runner.batch_ndim)
+    put = Substitute(runner.sites, terms, u=place.u, values=place.values, choices=place.choices)
+    enumerating = poutine.enum(_marked(runner, names), first_available_dim=-1 - runner.batch_ndim)
+    with unvalidated(), put:  # outermost: Pyro's enumeration must see a site before a value is put there
         trace: Any = poutine.trace(enumerating).get_trace(*data.args, **data.kwargs)
     trace.symbolize_dims()
     return trace, terms
@@ -250,17 +251,12 @@ def _sum_dims(trace: Any, factors: Factors) -> set[str]:
     return {symbol for symbols in dims for symbol in symbols if symbol not in plates}
 
 
-def _placed(runner: Runner, place: Placement, names: Sequence[str], terms: LogTerms) -> Callable[..., Any]:
-    """The program with latents put in, marked for enumeration at ``names`` and nowhere else."""
+def _marked(runner: Runner, names: Sequence[str]) -> Callable[..., Any]:
+    """The program, marked for enumeration at ``names`` and nowhere else."""
 
     def annotate(site: Any) -> Any:
         wanted = "parallel" if site["name"] in names else None
         return {"enumerate": wanted, "expand": False, "num_samples": None}
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        put = Substitute(runner.sites, terms, u=place.u, values=place.values, choices=place.choices)
-        with put:
-            return runner.function(*args, **kwargs)
-
-    result: Callable[..., Any] = functools.partial(poutine.infer_config(run, annotate))
+    result: Callable[..., Any] = functools.partial(poutine.infer_config(runner.function, annotate))
     return result

@@ -213,7 +213,6 @@ class _Run:
         if self.training.redraw is not None:
             redraw, stream = self.training.redraw, generator(self.seed, "redraw")
             batches = (redraw(batch, stream) for batch in batches)
-            data = redraw(data, generator(self.seed, "redraw", "first"))  # the model may refuse what is drawn from
         structure = self.program.structure(data)
         self.full_size = structure.full_size
         if structure.discrete:
@@ -314,8 +313,8 @@ class _Run:
 
     def _discrete_elbo(self, valid: Data) -> float:
         """The loss itself, where every latent is discrete and summing them out leaves the guide nothing to do."""
-        with pyro_rng(self.seed, "validation"), torch.no_grad():
-            losses = [float(loss_of(self.objective, self.program, valid)) for _ in range(VALIDATION_DRAWS)]
+        with pyro_rng(self.seed, "validation"):  # Pyro refuses a loss without a gradient
+            losses = [float(loss_of(self.objective, self.program, valid).detach()) for _ in range(VALIDATION_DRAWS)]
         return -float(np.mean(losses)) / (self.full_size or valid.num_datapoints)
 
     def _out_of_patience(self, step: int) -> bool:

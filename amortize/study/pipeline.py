@@ -26,7 +26,7 @@ from amortize.inference.posterior import posterior
 from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
 from amortize.random import stream_seed
-from amortize.study.dynamic import drawn
+from amortize.study.dynamic import redrawing
 from amortize.study.gaps import Ledger, ledger_from
 from amortize.study.guide_family import guide_family
 from amortize.study.prepare import Prepared, observed
@@ -55,8 +55,8 @@ class Pipeline:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families to fit; in one dimension a full covariance is a mean field, and one of the two is enough."""
-        families = tuple(self.study.local.families)
+        """The families to fit: none where all is discrete, one in one dimension, where a full covariance is no other."""
+        families = tuple(self.study.local.families) if self.program.dim(self.data) > 0 else ()
         return ("mean-field",) if "mean-field" in families and self._one_dimensional else families
 
     @property
@@ -84,7 +84,7 @@ class Pipeline:
             validate_every=spec.validate_every,
             patience=spec.patience,
             progress=False if self.progress is False else None,
-            redraw=drawn if self.prepared.split.dynamic else None,
+            redraw=None if self.prepared.split.dynamic is None else redrawing(*self.prepared.split.dynamic),
         )
 
         def train() -> Fitted:
@@ -111,8 +111,8 @@ class Pipeline:
             "fit": spec.model_dump(),
             "data": [None if part is None else _hash(part) for part in parts],
         }
-        if self.prepared.split.dynamic:
-            inputs["dynamic"] = True
+        if self.prepared.split.dynamic is not None:
+            inputs["dynamic"] = data_hash(self.prepared.split.dynamic[1])
         return self.stages.run("fit", self._seeded("fit", inputs), codec, train)
 
     def local(self, family: str) -> LocalPosterior:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amortize.data import Dataset
+from amortize.data import Dataset, load
 from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
 from amortize.models import BernoulliVAE, FactorAnalysis
 from amortize.program.check import CheckReport, verify_finite
@@ -26,7 +26,7 @@ from amortize.study.sources import read_source
 from amortize.study.spec import Study
 from amortize.study.split import Split, as_floats, load_split
 from amortize.study.store import hash_file, hash_json
-from amortize.study.targets import is_program_file, load_object, split_target, user_code, where
+from amortize.study.targets import is_path, is_program_file, load_object, split_target, user_code, where
 from amortize.study.toml import near_matches
 
 __all__ = ["Prepared", "check_target", "load_program", "observed", "prepare", "require_contract"]
@@ -68,8 +68,6 @@ def prepare(study: Study) -> Prepared:
         program = _built_in(study, split.train)
     _check_start(study, program)
     path = split_target(study.program.target)[0] if is_program_file(study.program.target) else None
-    if split.dynamic:  # a program is adopted on the first data it sees: on ones and zeros, not on probabilities
-        _data(program, split.evaluated, device, path)
     train, evaluated = (_data(program, part, device, path) for part in (split.train, split.evaluated))
     validation = None if split.validation is None else _data(program, split.validation, device, path)
     require_contract(program, evaluated, path)
@@ -176,12 +174,18 @@ def require_contract(program: Program, data: Data, path: Path | None = None) -> 
             program.guide_density(data)
 
 
-def check_target(target: str, data: Path) -> tuple[str, CheckReport]:
-    """What ``path.py:name`` looks like on data (empty if that cannot be told), and the verdict."""
+def check_target(target: str, data: str | Path) -> tuple[str, CheckReport]:
+    """What ``path.py:name`` looks like on data (empty if that cannot be told), and the verdict.
+
+    ``data`` is a file, ``path.py:name``, or the name of a data set, of which the test part is taken where there is one.
+    """
     path = split_target(target)[0]
     program = load_program(target)
-    loaded = read_source(data, allow_nan=program.allow_nan)
-    arrays = loaded.x_test if isinstance(loaded, Dataset) else as_floats(loaded)  # as a study would
+    loaded = read_source(data, allow_nan=True) if is_path(str(data)) else load(str(data))  # the doctor looks for NaN
+    if isinstance(loaded, Dataset):
+        arrays = loaded.x_test if len(loaded.x_test) else loaded.x_train
+    else:
+        arrays = as_floats(loaded)  # as a study would
     with _running(arrays, path):
         report = program.check(arrays)
         return (program.describe(arrays) if report.ok else ""), report

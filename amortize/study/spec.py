@@ -67,6 +67,11 @@ class DataSpec(_Table):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="of the split, of static binarisation, and of which datapoints are used"
     )
+    arrays: dict[str, str] = Field(
+        default_factory=dict,
+        description='arguments of the program and the arrays of a data set that they are given, as xs = "x", ys = "y"'
+        " (none: x is the one argument)",
+    )
     integer_arrays: Annotated[tuple[str, ...] | None, BeforeValidator(_tuple_of)] = Field(
         default=None,
         description="arrays of an .npz that stay integers; other integers become floats (not set: of several arrays,"
@@ -153,6 +158,9 @@ class ReportSpec(_Table):
 
     title: str | None = Field(default=None, description="the page's title (not set: the study's name)")
     num_draws: Count = Field(default=200, description="draws a datapoint kept in the tree, from the guide's posterior")
+    image_shape: Annotated[tuple[Count, Count] | None, BeforeValidator(_tuple_of)] = Field(
+        default=None, description="height and width of observed images (not set: what a data set of amortize.data says)"
+    )
 
 
 class Study(_Table):

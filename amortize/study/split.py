@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amortize.data import Dataset, data_hash, load, random_order
+from amortize.data import Dataset, data_hash, load, random_order, redraw
 from amortize.errors import DataError, SpecError
 from amortize.study.sources import read_source
 from amortize.study.spec import DataSpec
 from amortize.study.targets import is_path
+from amortize.study.toml import near_matches
 
 __all__ = ["Split", "as_floats", "load_split"]
 
@@ -25,7 +26,8 @@ class Split:
 
     ``train``, ``validation`` and ``evaluated`` are an array or a dict of arrays; ``rows`` (N,) are the places of the
     evaluated datapoints in the source, or in its test part; ``hash`` is the SHA-256 of the whole source; ``protocol``
-    says in words what was done. Where ``dynamic``, ``train`` holds probabilities, to be drawn anew in each epoch.
+    says in words what was done. ``dynamic`` is the argument whose training part is to be drawn anew in each epoch, and
+    its probabilities (N, ...); ``train`` holds a first draw. None where there is none.
     """
 
     train: Any
@@ -36,7 +38,7 @@ class Split:
     labels: NDArray[np.int64] | None = None
     image_shape: tuple[int, ...] | None = None
     protocol: str = ""
-    dynamic: bool = False
+    dynamic: tuple[int | str, NDArray[Any]] | None = None
 
 
 def load_split(spec: DataSpec, *, validation: float = 0.0, allow_nan: bool = False) -> Split:
@@ -73,23 +75,25 @@ def _split_dataset(spec: DataSpec, found: Dataset, validation: float) -> Split:
     train = _first(found.x_train, found.y_train, spec.num_train, found.shuffled, spec.seed)
     rows = np.sort(_first(found.x_test, found.y_test, spec.num_evaluated, found.shuffled, spec.seed))
     num_kept = _num_validation(len(train), validation, spec)
-    kept: NDArray[Any] | None = None
+    drawn = replace(found, x_train=redraw(found.x_train, seed=spec.seed, epoch=0)) if found.dynamic else found
+    kept = None
     if num_kept and found.x_valid is not None:
-        kept = found.x_valid[:num_kept]
+        num_kept = min(num_kept, len(found.x_valid))
+        valid = _first(found.x_valid, found.y_valid, num_kept, found.shuffled, spec.seed)
+        kept = _part(found, "valid", valid, spec.arrays)
     elif num_kept:
-        kept = _kept_back(spec, found, train[len(train) - num_kept :])
+        kept = _part(drawn, "train", train[len(train) - num_kept :], spec.arrays)
         train = train[: len(train) - num_kept]
-    whole = len(train) == len(found.x_train)
     return Split(
-        train=found.x_train if whole else found.x_train[train],
+        train=_part(drawn, "train", train, spec.arrays),
         validation=kept,
-        evaluated=found.x_test[rows],
+        evaluated=_part(found, "test", rows, spec.arrays),
         rows=rows,
         hash=data_hash({"x_train": found.x_train, "x_test": found.x_test}),
         labels=found.y_test[rows] if found.y_test is not None and found.y_test.dtype.kind == "i" else None,
         image_shape=found.image_shape,
-        protocol=_words(found.protocol, len(train), 0 if kept is None else len(kept), len(rows)),
-        dynamic=found.dynamic,
+        protocol=_words(found.protocol, len(train), num_kept, len(rows)),
+        dynamic=_dynamic(found, train, spec.arrays) if found.dynamic else None,
     )
 
 
@@ -100,15 +104,44 @@ def _first(x: NDArray[Any], y: NDArray[Any] | None, num: int | None, shuffled: b
     return order[: len(x) if num is None else num]
 
 
-def _kept_back(spec: DataSpec, found: Dataset, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Training rows to validate on, drawn once where training draws them anew."""
-    fixed = load(spec.source, binarise="static", seed=spec.seed) if found.dynamic else found
-    return fixed.x_train[rows]
+def _part(found: Dataset, part: str, rows: NDArray[np.int64], names: dict[str, str]) -> Any:
+    """Rows of a part: x alone, or the arrays that ``names`` gives to arguments.
+
+    Raises
+    ------
+    SpecError
+        The data set has no such array.
+    """
+    if not names:
+        return _rows(getattr(found, f"x_{part}"), rows)
+    arrays = {"x": getattr(found, f"x_{part}"), "y": getattr(found, f"y_{part}")}
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    arrays |= getattr(found, f"covariates_{part}")
+    for argument, name in names.items():
+        if name not in arrays:
+            raise SpecError(
+                f"data.arrays.{argument}: {found.name} has no array {name!r}{near_matches(name, list(arrays))}."
+                f" It has: {', '.join(arrays)}"
+            )
+    return {argument: _rows(arrays[name], rows) for argument, name in names.items()}
+
+
+def _rows(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Without a copy where it is all of them; their order then is the array's own."""
+    return array if len(rows) == len(array) else array[rows]
+
+
+def _dynamic(found: Dataset, rows: NDArray[np.int64], names: dict[str, str]) -> tuple[int | str, NDArray[Any]] | None:
+    """The argument that is given x (the only one where none is named) and the probabilities of its training part."""
+    arguments: list[int | str] = [key for key, name in names.items() if name == "x"] if names else [0]
+    return (arguments[0], _rows(found.x_train, rows)) if arguments else None
 
 
 def _load_file(spec: DataSpec, validation: float, allow_nan: bool) -> Split:
     if spec.binarise is not None:
         raise SpecError(f"data.binarise: {spec.source} is a file of your own; binarise it before the study")
+    if spec.arrays:
+        raise SpecError(f"data.arrays: the arrays of {spec.source} have names of their own; save them under others")
     loaded = read_source(spec.source, allow_nan=allow_nan)
     if isinstance(loaded, Dataset):
         return _split_dataset(spec, loaded, validation)

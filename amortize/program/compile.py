@@ -20,6 +20,7 @@ from amortize.errors import ArgumentError
 from amortize.program.freeze import Split
 from amortize.program.handlers import unvalidated
 from amortize.program.inductor import inductor, pays
+from amortize.program.linear import use_onednn
 from amortize.program.lower import lower
 from amortize.program.simplify import simplify
 
@@ -115,8 +116,10 @@ class Compiled:
         try:
             with unvalidated():
                 truth = self._function(*self._probe)
-            self._split = Split(self._traced)
-            if self._backend == "inductor" or (self._backend == "auto" and pays(self._split.main.graph, num_calls)):
+            ready = fx.GraphModule(self._traced, copy.deepcopy(self._traced.graph))
+            use_onednn(ready.graph)
+            self._split = Split(ready)
+            if self._backend == "inductor" or (self._backend == "auto" and pays(self._traced.graph, num_calls)):
                 self._run_inductor(truth)
             if self._run is None:
                 self._run_graph(truth)

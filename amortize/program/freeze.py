@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from amortize.program.simplify import writes
 
-__all__ = ["Split"]
+__all__ = ["Split", "fixed_nodes"]
 
 
 class Split:
@@ -32,7 +32,7 @@ class Split:
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
-        fixed = _fixed(module.graph)
+        fixed = fixed_nodes(module.graph)
         needed = [
             node
             for node in module.graph.nodes
@@ -55,13 +55,15 @@ class Split:
         return self._constants
 
 
-def _fixed(graph: fx.Graph) -> set[fx.Node]:
+def fixed_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that depend on no input; none but captured tensors where the graph writes in place."""
     fixed: set[fx.Node] = set()
     pure = not any(writes(node) for node in graph.nodes)
     for node in graph.nodes:
         if node.op == "get_attr" or (
-            pure and node.op == "call_function" and all(parent in fixed for parent in node.all_input_nodes)
+            pure
+            and node.op in ("call_function", "call_method")
+            and all(parent in fixed for parent in node.all_input_nodes)
         ):
             fixed.add(node)
     return fixed

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amortize.program.linear import LINEAR
 from amortize.program.rules import alike
 from amortize.program.simplify import writes
 
@@ -22,7 +23,8 @@ aten = torch.ops.aten
 IN_PLACE: dict[Any, str] = {
     aten.add.Tensor: "add_", aten.sub.Tensor: "sub_", aten.mul.Tensor: "mul_", aten.div.Tensor: "div_",
     aten.neg.default: "neg_", aten.exp.default: "exp_", aten.tanh.default: "tanh_", aten.sigmoid.default: "sigmoid_",
-    aten.relu.default: "relu_", aten.sqrt.default: "sqrt_", aten.pow.Tensor_Scalar: "pow_", aten.log.default: "log_",
+    aten.addcmul.default: "addcmul_", aten.relu.default: "relu_", aten.sqrt.default: "sqrt_",
+    aten.pow.Tensor_Scalar: "pow_", aten.log.default: "log_",
 }  # fmt: skip
 """Pointwise operations and the method that writes the result over the first operand."""
 
@@ -46,7 +48,12 @@ OVER_SECOND: dict[Any, Callable[..., Any]] = {aten.sub.Tensor: torch.sub, aten.d
 
 COMMUTES = frozenset({aten.add.Tensor, aten.mul.Tensor})
 
-FRESH = frozenset({*IN_PLACE, *INTO, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.convolution.default})
+FRESH = frozenset(
+    {
+        *IN_PLACE, *INTO, LINEAR, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.convolution.default,
+        aten.clamp.default, aten.log1p.default,
+    }
+)  # fmt: skip
 """Operations whose result is memory of its own."""
 
 DIRECT: dict[Any, Callable[..., Any]] = {

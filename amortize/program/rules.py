@@ -142,6 +142,23 @@ def _difference(node: fx.Node, known: Known) -> fx.Node | None:  # noqa: ARG001
     return None
 
 
+def _sum_of_difference(node: fx.Node, known: Known) -> fx.Node | None:  # noqa: ARG001
+    """Sum(a * b - c) as -sum(c - a * b), which needs one array in place of three."""
+    parts = node.args[0] if node.target == aten.sum.dim_IntList else None
+    if not isinstance(parts, fx.Node) or parts.target != aten.sub.Tensor or parts.kwargs or len(parts.users) > 1:
+        return None
+    product, rest = parts.args
+    if not isinstance(product, fx.Node) or not isinstance(rest, fx.Node) or not alike(product, rest):
+        return None
+    if product.target != aten.mul.Tensor or len(product.users) > 1 or not isinstance(product.args[1], fx.Node):
+        return None
+    with node.graph.inserting_before(node):
+        turned = node.graph.call_function(aten.addcmul.default, (rest, *product.args), {"value": -1})
+        total = node.graph.call_function(aten.sum.dim_IntList, (turned, *node.args[1:]), dict(node.kwargs))
+        turned.meta["val"], total.meta["val"] = parts.meta["val"], node.meta["val"]
+        return node.graph.call_function(aten.neg.default, (total,))
+
+
 RULES: tuple[Callable[[fx.Node, Known], fx.Node | None], ...] = (
-    _neutral, _scaled, _divided, _softplus_slope, _difference,
+    _neutral, _scaled, _divided, _softplus_slope, _difference, _sum_of_difference,
 )  # fmt: skip

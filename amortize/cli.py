@@ -8,6 +8,7 @@ An `AmortizeError` is one screen on stderr, exit status 2, and nothing half-writ
 from __future__ import annotations
 
 import functools
+import json
 import os
 import traceback
 import warnings
@@ -181,13 +182,22 @@ def report(run: RunArgument) -> None:
 def check(
     target: Annotated[str, typer.Argument(help="path.py:name", metavar="PATH.py:NAME")],
     *,
-    data: Annotated[Path, typer.Option("--data", help=DATA_HELP, metavar="FILE")],
+    data: Annotated[str, typer.Option("--data", help=f"{DATA_HELP[:-1]}, or the name of a data set.", metavar="FILE")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
-    """Try the contract of a program on data, clause by clause."""
+    """Try the contract of a program on data, clause by clause: what holds, what does not, and what to do."""
+    from amortize.study.doctor import summary_of, table_of
     from amortize.study.prepare import check_target
 
     description, verdict = check_target(target, data)
-    typer.echo(f"{description}\n\n{verdict}" if description else str(verdict))
+    if as_json:
+        found = {"target": target, "data": data, "description": description, **verdict.to_dict()}
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        if description:
+            typer.echo(f"{description}\n")
+        Console(highlight=False).print(table_of(verdict))
+        typer.echo(f"\n{summary_of(verdict)}")
     if not verdict.ok:
         raise typer.Exit(EXIT_ERROR)
 

@@ -111,7 +111,7 @@ class _Terms(Messenger):
         dim = dim_of(msg, self.structure.plate)
         self.terms[msg["name"]] = log_prob.sum() if dim is None else per_row(log_prob, dim)
         if isinstance(msg["value"], Tensor):
-            self.shapes[msg["name"]] = (tuple(msg["value"].shape), tuple(msg["fn"].shape()))
+            self.shapes[msg["name"]] = (tuple(msg["value"].shape), tuple(msg["fn"].batch_shape + msg["fn"].event_shape))
 
 
 def site_terms(

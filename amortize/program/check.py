@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from amortize.errors import AmortizeError
 from amortize.program.blame import with_line
-from amortize.program.clauses import HOMES, MODEL_CLAUSES, Clause, Exam, Finding
+from amortize.program.clauses import HOMES, LAST_CLAUSES, MODEL_CLAUSES, Clause, Exam, Finding
 from amortize.program.contract import verify_finite, verify_independent
 from amortize.program.guide_clauses import GUIDE_CLAUSES
 from amortize.program.guide_contract import verify_guide
+from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
     from amortize.program.program import Program
 
 __all__ = ["CheckReport", "CheckRow", "check_program", "verify_finite", "verify_guide", "verify_independent"]
 
-CLAUSES = MODEL_CLAUSES + GUIDE_CLAUSES
+CLAUSES = MODEL_CLAUSES + GUIDE_CLAUSES + LAST_CLAUSES
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def check_program(program: Program, x: Any) -> CheckReport:
     kinds = {"model", _guide_kind(program)}
     wanted = [clause for clause in CLAUSES if clause.kind in kinds]
     found: dict[str, CheckRow] = {}
-    with program.evaluating(), _buffers_kept(program), warnings.catch_warnings():
+    with program.evaluating(), _buffers_kept(program), pyro_rng(0, "check"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a verb warns of is a row here
         for clause in wanted:
             for row in _rows(clause, exam):
@@ -121,6 +122,7 @@ def _rows(clause: Clause, exam: Exam) -> Iterator[CheckRow]:
         if place != clause.key:
             verdict = "ok" if keys.index(place) > keys.index(clause.key) else "not tried"
             yield CheckRow(clause.key, clause.title, verdict)
+        exam.unbroken = None
         yield CheckRow(place, title, "fails", *in_two(error), type(error).__name__)
         return
     finding = finding if isinstance(finding, Finding) else Finding("ok", finding)
@@ -128,6 +130,7 @@ def _rows(clause: Clause, exam: Exam) -> Iterator[CheckRow]:
 
 
 NEEDS = {
+    "unbroken": "a program in which nothing fails",
     "data": "data that can be read",
     "adopted": "parameters",
     "messages": "a model that runs",
@@ -139,6 +142,7 @@ NEEDS = {
     "guide_named": "a guide with the model's sites",
     "guide_plate": "a guide with the model's plate",
     "guide": "a guide with a density",
+    "guide_drew": "a guide that draws finite values",
 }
 MAY_SPEAK_FOR = {
     "parameters": ("runs", "guide-runs"),

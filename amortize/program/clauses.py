@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from amortize.program.program import Program
     from amortize.program.sites import Structure
 
-__all__ = ["HOMES", "MODEL_CLAUSES", "Clause", "Exam", "Finding"]
+__all__ = ["HOMES", "LAST_CLAUSES", "MODEL_CLAUSES", "Clause", "Exam", "Finding"]
 
 MOST_ROWS = 2048  # datapoints looked at one by one
 STATIC_RUNS = 8
@@ -90,6 +90,7 @@ class Exam:
     program: Program
     x: Any
     modes: Modes = field(init=False)
+    unbroken: bool | None = True
     data: Data | None = None
     head: Data | None = None
     fixed: str | None = None
@@ -102,6 +103,7 @@ class Exam:
     guide_named: Mapping[str, Mapping[str, Any]] | None = None
     guide_plate: str | None = None
     guide: TracedGuide | None = None
+    guide_drew: str | None = None
 
     def __post_init__(self) -> None:
         self.modes = modes_of(self.program)
@@ -130,7 +132,7 @@ class Clause:
 # Data, modules, parameters
 
 
-def _data(exam: Exam) -> str | Finding:
+def _data(exam: Exam) -> str:
     program = exam.program
     try:
         data = exam.data = program.read(exam.x)
@@ -145,9 +147,9 @@ def _data(exam: Exam) -> str | Finding:
             if isinstance(leaf, Tensor)
             else type(leaf).__name__
         )
-        words.append(f"{key!r}: {kind} {'a row a datapoint' if per else 'shared'}")
-    measured = f"{data.num_datapoints} datapoints; {', '.join(words)}"
-    return Finding("note", measured, data.hint().strip(" ()")) if data.guessed else measured
+        how = "shared" if not per else "a row a datapoint, by its size" if key in data.guessed else "a row a datapoint"
+        words.append(f"{key!r}: {kind} {how}")
+    return f"{data.num_datapoints} datapoints; {', '.join(words)}"
 
 
 def _finite_rows(program: Program, x: Any) -> Data | None:
@@ -312,7 +314,7 @@ def _scales(exam: Exam) -> str | Finding:
         )
     if structure.full_size:
         return Finding("note", f"the data plate declares {structure.full_size} entries; that scale is divided out")
-    return "none of one's own"
+    return "none"
 
 
 def _densities(exam: Exam) -> str:
@@ -382,8 +384,8 @@ def _precision(exam: Exam) -> str | Finding:
     return Finding(
         "warn",
         f"{words}, in the term of {found.site!r} (log p(x, z) = {found.log_joint:.4g})",
-        "Work in float64: program.double() and data of dtype float64; or subtract large constants from "
-        f"{found.site!r} and take logarithms in one step (logits, log_softmax, log_normaliser)",
+        "Work in float64 (torch.set_default_dtype(torch.float64), program.double(), data of dtype float64), or "
+        f"subtract large constants at {found.site!r} and take logarithms in one step (logits, log_softmax, log_normaliser)",
     )
 
 
@@ -403,6 +405,9 @@ def _compiled(exam: Exam) -> Finding:
     return Finding("note" if slow else "ok", f"runs as {form}", "Results are the same, and slower" if slow else "")
 
 
+LAST_CLAUSES = (Clause("compiled", "the log joint can be compiled", ("unbroken", "log_joint"), _compiled),)
+"""What is worth its seconds only where nothing fails."""
+
 MODEL_CLAUSES = (
     Clause("data", "data are finite numbers", (), _data),
     Clause("modes", "modules in eval mode", (), _modes),
@@ -412,7 +417,7 @@ MODEL_CLAUSES = (
     Clause("dimensions", "batch dimensions have plates (to_event)", ("messages",), _dimensions),
     Clause("plate", "one data plate, of the data's size", ("messages",), _plate),
     Clause("local", "latents inside the plate", ("structure",), _local),
-    Clause("scales", "no scale of one's own", ("structure",), _scales),
+    Clause("scales", "no poutine.scale", ("structure",), _scales),
     Clause("densities", "latents can be inferred", ("structure",), _densities),
     Clause("static", "sites and shapes are fixed", ("log_joint",), _static),
     Clause(
@@ -436,6 +441,5 @@ MODEL_CLAUSES = (
     Clause("finite", "log joint is finite", ("log_joint", "fixed"), _finite),
     Clause("gradient", "gradient is finite", ("log_joint", "fixed"), _gradient),
     Clause("precision", "float32 is enough", ("log_joint", "fixed", "steady"), _precision),
-    Clause("compiled", "the log joint can be compiled", ("log_joint", "fixed", "steady"), _compiled),
     Clause("guide-runs", "the guide runs on the data", ("data", "adopted"), _guide_runs, "traced"),
 )

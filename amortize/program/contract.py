@@ -207,6 +207,7 @@ def _same_rows(log_joint: LogJoint, head: Data, first: Tensor, second: Tensor, w
         f"log p(x, z) of a datapoint changes by up to {_worst(first, second):.3g} nats {when}{_in_terms(changed)}. "
         + (_broadcast_said(broadcast) or ROWS_ADVICE)
         + _modules_said(log_joint.program)
+        + head.hint()
     )
 
 

@@ -48,7 +48,8 @@ def _densities(exam: Exam) -> str:
 
 
 def _draws(exam: Exam) -> str:
-    return verify_guide_draws(exam.get("log_joint"), exam.get("data").rows(slice(0, MOST_ROWS)))
+    exam.guide_drew = verify_guide_draws(exam.get("log_joint"), exam.get("data").rows(slice(0, MOST_ROWS)))
+    return exam.guide_drew
 
 
 def _rows(exam: Exam) -> str:
@@ -78,7 +79,7 @@ GUIDE_CLAUSES = (
     Clause("guide-plate", "guide has the model's plate and shapes", ("guide_named",), _plates, "traced"),
     Clause("guide-density", "guide has a normalised density", ("guide_plate", "log_joint"), _densities, "traced"),
     Clause("guide-draws", "guide draws finite values", ("guide_plate", "log_joint"), _draws, "traced"),
-    Clause("guide-rows", "guide's rows independent", ("guide",), _rows, "traced"),
-    Clause("guide-support", "guide matches the model's supports", ("guide",), _supports, "traced"),
+    Clause("guide-rows", "guide's rows independent", ("guide", "guide_drew"), _rows, "traced"),
+    Clause("guide-support", "guide matches the model's supports", ("guide", "guide_drew"), _supports, "traced"),
     Clause("guide", "guide matches the model", ("log_joint", "fixed"), _other, "other"),
 )

@@ -15,20 +15,20 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import TransformedDistribution, biject_to
 
-from amortize.errors import DynamicStructureError, GuideMismatchError, NotIndependentError
-from amortize.program.blame import modes_of, named, site_terms, terms_that_differ
+from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
+from amortize.program.blame import modes_of, named, site_terms, terms_that_differ, with_line
 from amortize.program.contract import head_of, recorded, rows_in_words
 from amortize.program.data import Data
 from amortize.program.discover import has_user_scale
 from amortize.program.explain import explained
 from amortize.program.guide import TracedGuide
-from amortize.program.handlers import atoms, base_of, data_dim
+from amortize.program.handlers import atoms, base_of, data_dim, is_auxiliary
 from amortize.random import generator, pyro_rng
 
 if TYPE_CHECKING:
     from amortize.program.density import LogJoint
     from amortize.program.program import Program
-    from amortize.program.sites import Structure
+    from amortize.program.sites import Site, Structure
 
 __all__ = [
     "guide_messages",
@@ -92,7 +92,7 @@ def verify_guide_names(structure: Structure, messages: Messages) -> str:
             f"the guide {' and '.join(parts)}. It must sample exactly the model's latent sites: "
             f"{named(sorted(structure.sites))}"
         )
-    factors = sorted(name for name, msg in messages.items() if msg["is_observed"])
+    factors = sorted(name for name, msg in messages.items() if msg["is_observed"] and not is_auxiliary(msg))
     if factors:
         raise GuideMismatchError(
             f"the guide observes {named(factors)} (obs= or pyro.factor); its density must be normalised, so it may "
@@ -141,7 +141,7 @@ def verify_guide_plates(structure: Structure, messages: Messages, size: int) -> 
 
 def _guide_plate(plate: str, messages: Messages, size: int) -> str:
     frames: dict[str, int] = {frame.name: frame.size for msg in messages.values() for frame in msg["cond_indep_stack"]}
-    if plate in frames:
+    if plate in frames or not messages:  # a guide may be empty where every latent is summed out
         return plate
     following = [name for name, now in frames.items() if now == size]
     if len(following) != 1:
@@ -166,7 +166,22 @@ def verify_guide_densities(structure: Structure, messages: Messages, plate: str)
                 f"guide site {name!r} is a point (Delta), which has no density over u. Start from the prior "
                 "(start='prior'), or give the site a distribution with spread"
             )
+        if structure.sites[name].discrete:
+            _same_cardinality(name, structure.sites[name], messages[name]["fn"])
     return "normalised"
+
+
+def _same_cardinality(name: str, site: Site, fn: Any) -> None:
+    try:
+        count = len(atoms(fn))
+    except NotImplementedError:
+        count = 0
+    if count != site.cardinality:
+        raise GuideMismatchError(
+            f"guide site {name!r} is {type(base_of(fn)).__name__} with {count or 'no list of'} values, the model's is "
+            f"discrete with {site.cardinality}. A relaxed guide is scored as the discrete one that it stands for: give "
+            "that one to am.Program"
+        )
 
 
 def verify_guide_draws(log_joint: LogJoint, data: Data) -> str:
@@ -199,9 +214,27 @@ def verify_guide_rows(guide: TracedGuide, head: Data) -> str:
         _require_same(guide, head, values, (together[order], turned), "when the batch is permuted")
         for row in range(head.num_datapoints):
             index = order.new_tensor([row])
-            alone = guide.log_density(head.rows(index), guide.rows_of(values, index))
+            alone = _alone(guide, head, values, index)
             _require_same(guide, head, values, (together[index], alone), "when a datapoint is taken alone")
     return f"twice, permuted, alone: the same on {head.num_datapoints} datapoints"
+
+
+def _alone(guide: TracedGuide, head: Data, values: Mapping[str, Tensor], index: Tensor) -> Tensor:
+    try:
+        return guide.log_density(head.rows(index), guide.rows_of(values, index))
+    except AmortizeError:
+        raise
+    except Exception as error:  # the user's own code, on a batch of one
+        raise NotIndependentError(
+            f"log q(z | x): the guide runs on a batch but not on a single datapoint ({with_line(error)}). A squeeze "
+            "takes away the batch where it has size 1: write x.squeeze(-1), not x.squeeze(); batch statistics need "
+            f".eval(){_modules_said(guide)}"
+        ) from error
+
+
+def _modules_said(guide: TracedGuide) -> str:
+    found = modes_of(guide.log_joint.program).training
+    return f". In training mode while the guide runs: {', '.join(found)}: take out the .train() call" if found else ""
 
 
 def _require_same(
@@ -214,14 +247,10 @@ def _require_same(
     worst = float((first - second).abs().nan_to_num().max())
     changed = _guilty(guide, head, values)
     site = f" (guide site {named(changed)})" if changed else ""
-    modules = modes_of(guide.log_joint.program).training
-    said = (
-        f". In training mode while the guide runs: {', '.join(modules)}. Take out the .train() call" if modules else ""
-    )
     raise (DynamicStructureError if when == "between two runs" else NotIndependentError)(
         f"log q(z | x) of a datapoint changes by up to {worst:.3g} nats {when}{site}. The guide's rows must be "
         "independent and deterministic: no statistics of the batch (x - x.mean(0), BatchNorm in training), no random "
-        f"numbers outside pyro.sample (dropout with training=True){said}"
+        f"numbers outside pyro.sample (dropout with training=True){_modules_said(guide)}"
     )
 
 
@@ -268,16 +297,10 @@ def verify_guide_supports(log_joint: LogJoint, head: Data) -> str:
 
 
 def _compare_atoms(name: str, model: Any, guide: Any) -> None:
-    try:
-        theirs = atoms(guide)
-    except NotImplementedError:
-        theirs = None
-    ours = atoms(model)
-    if theirs is None or theirs.shape != ours.shape or not bool((theirs == ours).all()):
+    if not bool((atoms(model) == atoms(guide)).all()):
         raise GuideMismatchError(
-            f"guide site {name!r} is {type(base_of(guide)).__name__}, the model's is {type(base_of(model)).__name__}: "
-            "they must take the same values. A relaxed guide is scored as the discrete one that it stands for: give "
-            "that one to am.Program"
+            f"guide site {name!r} takes other values than the model's ({type(base_of(guide)).__name__} against "
+            f"{type(base_of(model)).__name__}). Give both the same distribution"
         )
 
 
@@ -290,8 +313,8 @@ def _no_wider(name: str, model: Any, guide: Any, value: Tensor, gen: torch.Gener
     if not all(bool(model.support.check(each).all()) for each in drawn):
         raise GuideMismatchError(
             f"guide site {name!r} can draw values outside the model's support: model {model.support}, guide "
-            f"{guide.support}. Take a distribution on the model's support, for example dist.TransformedDistribution("
-            f"base, dist.constraint_registry.biject_to(constraint)) with the constraint of the model's site"
+            f"{guide.support}. Take a distribution on the model's support, as the model's own "
+            f"dist.{type(base_of(model)).__name__}, or a TransformedDistribution that ends there"
         )
 
 

@@ -28,6 +28,7 @@ from amortize.program.discrete import resolve_discrete
 from amortize.program.enumerate import Runner
 from amortize.program.guide import GuideDensity, TracedGuide
 from amortize.program.joint import CompiledLogJoint
+from amortize.program.names import refuse_shared_names
 from amortize.program.scales import common_scale
 from amortize.program.simulate import reconstruct, simulate
 from amortize.program.sites import Structure
@@ -318,6 +319,7 @@ class Program(nn.Module):
     def _adopt(self, data: Data) -> None:
         parts = [self.model] if self.guide is None or self.bound is not None else [self.model, self.guide]
         adopt(parts, data)
+        refuse_shared_names(parts, data)
         self._adopted = True
 
 

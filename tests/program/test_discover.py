@@ -219,7 +219,7 @@ def test_check_tells_data_that_are_wrong_from_a_program_that_fails():
             pyro.sample("x", dist.Normal(z @ torch.ones(2, 2), 1.0).to_event(1), obs=x @ torch.ones(2, 2))
 
     rows = {row.clause: row.verdict for row in am.Program(wants_two_columns).check(torch.zeros(5, 3)).rows}
-    assert rows["data are finite numbers"] == "ok" and rows["model and guide run on the data"] == "fails"
+    assert rows["data are finite numbers"] == "ok" and rows["the model runs on the data"] == "fails"
 
 
 def test_a_dict_inside_a_tuple_and_a_device_that_is_not_there_are_refused():

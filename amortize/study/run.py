@@ -201,8 +201,9 @@ def _attrs(pipeline: Pipeline, fitted: Fitted | None) -> dict[str, Any]:
         attrs["num_untrained"] = pipeline.num_untrained
     if split.labels is not None:
         attrs["labels"] = split.labels.tolist()
-    if split.image_shape is not None:
-        attrs["image_shape"] = list(split.image_shape)
+    image_shape = study.report.image_shape or split.image_shape
+    if image_shape is not None:
+        attrs["image_shape"] = list(image_shape)
     return attrs
 
 

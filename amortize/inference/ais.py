@@ -36,6 +36,7 @@ from amortize.inference.gibbs import Conditionals, gibbs
 from amortize.inference.hmc import HMC, HMCParameters, hmc
 from amortize.inference.path import GeometricPath, HeldPath, Point
 from amortize.inference.starts import Start, scale_of
+from amortize.program.compile import check_backend
 from amortize.program.data import Data
 from amortize.program.density import Latents
 from amortize.random import generator, stream_seed
@@ -71,6 +72,9 @@ class AIS:
         Adapt step sizes in a pilot run and freeze them; False takes ``step_size`` and a linear schedule.
     step_size
         Step size in whitened coordinates where there is no pilot.
+    backend
+        How the densities are computed: "fx", a traced graph; "inductor", that graph as machine code, which takes up to
+        a minute to make; "eager"; or "auto", Inductor where the run is long enough to pay for it and else "fx".
     """
 
     num_chains: int = 16
@@ -79,6 +83,7 @@ class AIS:
     schedule: str = "pilot"
     pilot: bool = True
     step_size: float = FIRST_STEP
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures"):
@@ -89,6 +94,12 @@ class AIS:
             raise ArgumentError(f"AIS schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
         if not self.step_size > 0:
             raise ArgumentError(f"AIS step_size: expected a positive number, got {self.step_size!r}")
+        check_backend(self.backend)
+
+    @property
+    def num_calls(self) -> tuple[int, int]:
+        """How often the path of the weighted run is evaluated, and its gradient."""
+        return self.num_temperatures, self.num_temperatures * (self.kernel.num_leapfrog - 1)
 
 
 class Plan(NamedTuple):
@@ -115,7 +126,9 @@ class Annealed(NamedTuple):
     state: Point
 
 
-def make_path(start: Start, data: Data, seed: int) -> GeometricPath:
+def make_path(
+    start: Start, data: Data, seed: int, *, backend: str = "auto", num_calls: tuple[int, int] = (0, 0)
+) -> GeometricPath:
     """The path from ``start`` to the posterior for the B rows of ``data``, compiled where that works."""
     first, second = _examples(start, data, seed)
     extra = ((first.choices,), (second.choices,)) if first.choices.shape[-1] else ((), ())
@@ -125,7 +138,7 @@ def make_path(start: Start, data: Data, seed: int) -> GeometricPath:
         base, ratio = start.terms(data, u, *choices)
         return base + nothing, ratio + nothing
 
-    return GeometricPath(terms, (first.u, second.u), extra=extra)
+    return GeometricPath(terms, (first.u, second.u), extra=extra, backend=backend, num_calls=num_calls)
 
 
 def make_conditionals(start: Start, data: Data, seed: int) -> Conditionals | None:
@@ -146,7 +159,8 @@ def run_ais(start: Start, data: Data, settings: AIS, *, seed: int) -> Annealed:
     """Pilot, freeze, anneal: log weights for the N datapoints of ``data``."""
     plan = run_pilot(start, data, settings, seed=seed)
     folded = data.fold(settings.num_chains)
-    kernels = Kernels(make_path(start, folded, seed), make_conditionals(start, folded, seed), settings.kernel)
+    path = make_path(start, folded, seed, backend=settings.backend, num_calls=settings.num_calls)
+    kernels = Kernels(path, make_conditionals(start, folded, seed), settings.kernel)
     latents = start.draw(folded, seed, "chains")
     return anneal(kernels, latents, plan, generator(seed, "chains", "noise", device=latents.u.device))
 
@@ -161,7 +175,10 @@ def run_pilot(start: Start, data: Data, settings: AIS, *, seed: int) -> Plan:
     plan = _flat_plan(schedules.linear(count) ** PILOT_POWER, scale, _first_step(settings.kernel))
     folded = data.fold(PILOT_CHAINS)
     pilot = stream_seed(seed, "pilot")
-    kernels = Kernels(make_path(start, folded, pilot), make_conditionals(start, folded, pilot), settings.kernel)
+    backend = "eager" if settings.backend == "eager" else "fx"  # a pilot is short
+    kernels = Kernels(
+        make_path(start, folded, pilot, backend=backend), make_conditionals(start, folded, pilot), settings.kernel
+    )
     for turn in range(PILOT_PASSES):
         latents = start.draw(folded, seed, f"pilot-{turn}")
         noise = generator(seed, "pilot-noise", turn, device=latents.u.device)

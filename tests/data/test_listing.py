@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +75,12 @@ def test_wrong_arguments_are_one_screen(arguments, says):
     assert result.exit_code == 2
     assert says in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_the_documentation_has_a_line_for_each_set():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name, entry in DATASETS.items():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert " / ".join(f"{size:,}" if size else "-" for size in entry.sizes) in line
+        assert entry.description in line
+        assert entry.licence in line

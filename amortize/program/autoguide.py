@@ -32,6 +32,7 @@ from amortize.program.autoguide_parts import (
     shapes,
     single_guides,
 )
+from amortize.program.bound import Bound
 from amortize.program.data import Data
 from amortize.program.density import JointTerms, LogJoint
 from amortize.program.guide import GuideDensity
@@ -40,7 +41,26 @@ from amortize.program.sites import Site
 from amortize.program.whole import WholeLogJoint
 from amortize.random import pyro_rng
 
-__all__ = ["AutoDensity"]
+__all__ = ["AutoDensity", "bound_density"]
+
+
+def bound_density(bound: Bound, log_joint: LogJoint, data: Data) -> AutoDensity:
+    """The density of a program's AutoGuide, made on ``data`` if it has not run yet.
+
+    Raises
+    ------
+    GuideDataError, GuideMismatchError
+        If it belongs to other data, or is no density over the model's u.
+    """
+    fresh = bound.fingerprint is None
+    log_joint.program.bind(data)
+    assert bound.fingerprint is not None
+    try:
+        return AutoDensity(log_joint, data, bound.guide, len(bound.fingerprint))
+    except GuideDataError:  # it was trained elsewhere, on data that these are not
+        if fresh:
+            bound.forget()
+        raise
 
 
 class _Part(NamedTuple):

@@ -90,6 +90,10 @@ class Bound(nn.Module):
         self.fingerprint = ours
         self._made = True
 
+    def forget(self) -> None:
+        """Take back that the guide belongs to the data it was last run on."""
+        self.fingerprint, self._made = None, False
+
     def not_made(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those entries of a state that belong to parameters not made yet."""
         if self._made:

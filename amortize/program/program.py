@@ -17,7 +17,7 @@ from amortize.errors import AmortizeWarning, ArgumentError, ContractError, Guide
 from amortize.program.adopt import LOCK, Adopted, ParameterScope
 from amortize.program.adoption import adopt
 from amortize.program.arguments import Arguments
-from amortize.program.autoguide import AutoDensity
+from amortize.program.autoguide import bound_density
 from amortize.program.bound import Bound
 from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
 from amortize.program.data import Data
@@ -200,9 +200,7 @@ class Program(nn.Module):
         require_guide(self)
         log_joint = self.log_joint(data)
         if self.bound is not None:
-            self.bind(data)
-            assert self.bound.fingerprint is not None
-            return AutoDensity(log_joint, data, self.bound.guide, len(self.bound.fingerprint))
+            return bound_density(self.bound, log_joint, data)
         if isinstance(log_joint, WholeLogJoint):
             return WholeGuide(log_joint, data)
         if self.guide is not None and self.guide.per_datapoint:

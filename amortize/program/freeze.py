@@ -41,7 +41,7 @@ class Split:
         self.main = fx.GraphModule(module, _main(module.graph, fixed, needed))
         self._captured = tuple(_attribute(module, node) for node in module.graph.nodes if node.op == "get_attr")
         self._prologue = fx.GraphModule(module, _prologue(module.graph, fixed, needed))
-        self._seen: tuple[Any, ...] = ()
+        self._seen: tuple[Any, ...] | None = None
         self._constants: tuple[Tensor, ...] = ()
 
     def constants(self) -> tuple[Tensor, ...]:

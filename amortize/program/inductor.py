@@ -44,17 +44,18 @@ def inductor(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Callable[...
     Exception
         Whatever keeps it from compiling: no C++ compiler, an operation that can't be lowered.
     """
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-
-    own = fx.GraphModule({}, copy.deepcopy(module.graph))
-    opaque(own.graph)
-    own.recompile()
-    with torch.no_grad(), config.patch(compile_threads=1), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made: Any = compile_fx(own, list(inputs))
-        run: Callable[..., Any] = made
-        run(*inputs)
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx
+
+        own = fx.GraphModule({}, copy.deepcopy(module.graph))
+        opaque(own.graph)
+        own.recompile()
+        with config.patch(compile_threads=1):
+            made: Any = compile_fx(own, list(inputs))
+            made(*inputs)
+    run: Callable[..., Any] = made
     return run
 
 

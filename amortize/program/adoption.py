@@ -6,7 +6,7 @@ torch.zeros(x.shape[0]))``), they are made on all rows: such a program is not am
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,23 +28,23 @@ FEW = 2
 Size = tuple[int, ...]
 
 
-def adopt(parts: Iterable[Adopted], data: Data) -> None:
+def adopt(parts: Sequence[Adopted], data: Data) -> None:
     """Make the parameters of a model and its guide by running them."""
-    made = list(parts)
-    for part in made:
+    for part in parts:
         part.per_datapoint = _make(part, data)
+    for part in parts:
         part.scope.require_settled()
-    if len(made) > 1 and made[0].scope is made[1].scope and made[0].scope.own:
-        _refuse_shared_names(made, data)
+    if len(parts) > 1 and parts[0].scope is parts[1].scope and parts[0].scope.own:
+        _refuse_shared_names(parts, data)
 
 
-def _refuse_shared_names(parts: Iterable[Adopted], data: Data) -> None:
+def _refuse_shared_names(parts: Sequence[Adopted], data: Data) -> None:
     """A name that model and guide offer with different shapes is two parameters; only the first would exist."""
     offers = []
     for part in parts:
-        shapes, few = _Shapes(offered=True), data.head(FEW)
-        with suppress(Exception), pyro_rng(0, "adopt"), unvalidated(), torch.no_grad(), poutine.block(), shapes:
-            part(*few.args, **few.kwargs)  # whether it runs on a few rows is not asked here
+        shapes = _Shapes(offered=True)
+        with suppress(Exception):  # whether it runs on a few rows is not asked here
+            _run(part, data.head(FEW), shapes)
         offers.append(shapes.shapes)
     first, second = offers
     for name in [name for name in first if first[name] != second.get(name, first[name])]:
@@ -58,25 +58,23 @@ def _make(part: Adopted, data: Data) -> tuple[str, ...]:
     """Run a part; return the names of its parameters that have an entry a datapoint."""
     made = _Shapes(offered=False)
     try:
-        with made:
-            _run(part, data.head(FEW))
+        _run(part, data.head(FEW), made)
     except Exception:
         if data.num_datapoints == FEW:
             raise
         return _made_on_all(part, data)
-    shapes = {name: made.shapes[name] for name in made.shapes if name in part.scope.own}
+    shapes = {name: size for name, size in made.shapes.items() if name in part.scope.own}
     follows = tuple(name for name, size in _offered(part, data, shapes).items() if shapes.get(name, size) != size)
     if follows:
         part.scope.forget(follows)
-        _run(part, data)
+        _run(part, data, _Shapes(offered=False))
     return follows
 
 
 def _made_on_all(part: Adopted, data: Data) -> tuple[str, ...]:
     """Run on all rows where two don't do; parameters of their number, which may be typed in, are datapoints'."""
     made = _Shapes(offered=False)
-    with made:
-        _run(part, data)
+    _run(part, data, made)
     return tuple(
         name for name, size in made.shapes.items() if name in part.scope.own and data.num_datapoints in size[:1]
     )
@@ -86,13 +84,13 @@ def _offered(part: Adopted, data: Data, made: Mapping[str, Size]) -> dict[str, S
     """Shapes in which a run on one row more would make the parameters ``made``."""
     offers = _Shapes(offered=True)
     if made:
-        with suppress(Exception), offers:  # they may not fit these rows; what was offered until then is what is asked
-            _run(part, data.head(FEW + 1))
+        with suppress(Exception):  # they may not fit these rows; what was offered until then is what is asked
+            _run(part, data.head(FEW + 1), offers)
     return offers.shapes
 
 
-def _run(part: Adopted, data: Data) -> None:
-    with explained(part.name, data), pyro_rng(0, "adopt"), unvalidated(), torch.no_grad(), poutine.block():
+def _run(part: Adopted, data: Data, shapes: _Shapes) -> None:
+    with explained(part.name, data), pyro_rng(0, "adopt"), unvalidated(), torch.no_grad(), poutine.block(), shapes:
         part(*data.args, **data.kwargs)
 
 

@@ -45,7 +45,7 @@ class Arguments:
         """
         if isinstance(shared, (str, int)):
             shared = (shared,)
-        shared = tuple(shared) if isinstance(shared, Iterable) else (None,)
+        shared = tuple(shared) if isinstance(shared, Iterable) else (shared,)
         if not all(_is_key(key) for key in shared):
             raise ArgumentError(
                 f"shared: expected names or positions of arguments, for example shared=('w',), got {shared!r}"

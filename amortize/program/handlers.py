@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, biject_to
 from torch.nn.functional import softplus
 
-from amortize.errors import DynamicStructureError
+from amortize.errors import ContractError, DynamicStructureError, UnboundedDiscreteError
 from amortize.program.sites import Site
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "choices_of",
     "chosen",
     "data_dim",
+    "is_auxiliary",
     "is_deterministic",
     "is_subsample",
     "log_density",
@@ -195,7 +197,23 @@ def atoms(fn: Any) -> Tensor:
 def chosen(site: Site, fn: Any, choices: Tensor) -> Tensor:
     """The values of a discrete site at indices ``choices`` (B, M)."""
     index = choices.reshape((len(choices), *site.variables)).movedim(0, site.front)
-    return atoms(fn)[index]
+    return _listed(site, fn)[index]
+
+
+def _listed(site: Site, fn: Any) -> Tensor:
+    try:
+        table = atoms(fn)
+    except NotImplementedError as error:
+        raise UnboundedDiscreteError(
+            f"the values of latent site {site.name!r} can be listed for the first datapoints but not for all: {error} "
+            "Give every datapoint the same list of values, and those that can't be a probability of zero"
+        ) from error
+    if len(table) != site.cardinality:
+        raise DynamicStructureError(
+            f"latent site {site.name!r} takes {len(table)} values at some datapoints and {site.cardinality} at others. "
+            "Give every datapoint the same list of values, and those that can't be a probability of zero"
+        )
+    return table
 
 
 def choices_of(site: Site, fn: Any, value: Tensor) -> Tensor:
@@ -207,7 +225,7 @@ def choices_of(site: Site, fn: Any, value: Tensor) -> Tensor:
     return index.movedim(site.front, 0).reshape(index.shape[site.front], -1)
 
 
-_KEPT = ("name", "fn", "value", "is_observed", "cond_indep_stack", "infer", "scale")
+_KEPT = ("name", "fn", "value", "is_observed", "cond_indep_stack", "infer", "scale", "mask")
 
 
 class Record(Messenger):
@@ -218,8 +236,14 @@ class Record(Messenger):
         self.messages: dict[str, dict[str, Any]] = {}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if not is_subsample(msg) and not is_deterministic(msg):
-            self.messages[msg["name"]] = {key: msg[key] for key in _KEPT}
+        if is_subsample(msg) or is_deterministic(msg):
+            return
+        if msg["name"] in self.messages:
+            raise ContractError(
+                f"two pyro.sample (or pyro.factor) statements of one run are named {msg['name']!r}; only one of them "
+                "would count. Give each site a name of its own, in a loop for example f'z_{t}'"
+            )
+        self.messages[msg["name"]] = {key: msg[key] for key in _KEPT}
 
 
 def is_subsample(msg: Mapping[str, Any]) -> bool:
@@ -230,6 +254,17 @@ def is_subsample(msg: Mapping[str, Any]) -> bool:
 def is_deterministic(msg: Mapping[str, Any]) -> bool:
     """Whether a site is a ``pyro.deterministic`` statement: a name for a value, with no density of its own."""
     return bool(msg["infer"] and msg["infer"].get("_deterministic"))
+
+
+def is_auxiliary(msg: Mapping[str, Any]) -> bool:
+    """Whether a guide's observation is one that Pyro has marked as a term of the loss alone.
+
+    Such are sites with ``infer={"is_auxiliary": True}``, and factors that say ``has_rsample=``, as those of guides
+    must. They are trained with the guide and left out of its density.
+    """
+    fn = msg["fn"]
+    marked = bool(msg["infer"] and msg["infer"].get("is_auxiliary"))
+    return marked or (isinstance(fn, Unit) and "has_rsample" in vars(fn))
 
 
 def base_of(fn: Any) -> Any:

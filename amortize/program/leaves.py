@@ -62,7 +62,7 @@ def moved(value: Any, device: torch.device | None) -> Any:
     if device is None:
         return value
     if isinstance(value, PackedSequence):
-        return value.to(device=device)  # type: ignore[call-overload]
+        return value.to(device=device)  # type: ignore[call-arg]
     return value.to(device) if isinstance(value, Tensor) else value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,7 +23,17 @@ from amortize.errors import DataError
 __all__ = ["dense", "parsing", "read_amat", "read_german", "read_idx", "read_npz", "unpacked"]
 
 _IDX_UINT8 = 0x08
-_BROKEN = (ValueError, TypeError, KeyError, IndexError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+    tarfile.TarError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def parsing(read: Callable[[Path], Any], path: Path) -> Any:

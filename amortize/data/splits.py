@@ -18,7 +18,7 @@ Index = NDArray[np.int64]
 
 
 def random_order(num: int, seed: int, labels: NDArray[Any] | None = None) -> Index:
-    """A random order of ``num`` rows; with labels, every stretch of it holds each class in its share, within a few rows.
+    """A random order of ``num`` rows; with labels, every stretch holds each class in its share, within a few rows.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from amortize.errors import ArgumentError, DataError
 from tests.data.published import needs_folder
 
 BUNDLED = ["digits", "wine", "breast-cancer", "diabetes", "iris"]
-DOWNLOADED = ["fashion-mnist-full"]
+DOWNLOADED = ["fashion-mnist-full", "newsgroups20-bydate"]
 FOLDER = [name for name in DATASETS if name not in BUNDLED + DOWNLOADED]
 
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HOMES", "LAST_CLAUSES", "MODEL_CLAUSES", "Clause", "Exam", "Finding"]
 
+SHOWN = 2  # modules by name
 MOST_ROWS = 2048  # datapoints looked at one by one
 STATIC_RUNS = 8
 ROW_DRAWS = 3
@@ -165,12 +166,17 @@ def _finite_rows(program: Program, x: Any) -> Data | None:
 def _modes(exam: Exam) -> str | Finding:
     modes, notes, ways = exam.modes, [], []
     if modes.fresh:
-        notes.append(f"{named(modes.fresh)} never saw data in training: eval mode uses a mean of 0 and a variance of 1")
+        notes.append(f"{_few(modes.fresh)} never saw data in training: eval mode uses a mean of 0 and a variance of 1")
         ways.append("Train first (am.fit trains in train mode)")
     if modes.training:
-        notes.append(f"{named(modes.training)} in train mode, put to eval mode while amortize evaluates")
+        notes.append(f"{_few(modes.training)} in train mode, put to eval mode while amortize evaluates")
         ways.append("Where you call the networks yourself, call .eval() first")
     return Finding("note", "; ".join(notes), ". ".join(ways)) if notes else "no dropout or batch statistics are on"
+
+
+def _few(modules: list[str]) -> str:
+    more = f" and {len(modules) - SHOWN} more" if len(modules) > SHOWN else ""
+    return ", ".join(modules[:SHOWN]) + more
 
 
 def _parameters(exam: Exam) -> str:
@@ -369,9 +375,7 @@ def _precision(exam: Exam) -> str | Finding:
     log_joint, data = exam.get("log_joint"), exam.get("data")
     if log_joint.like.dtype != torch.float32 or not log_joint.dim:
         return f"computed in {str(log_joint.like.dtype).removeprefix('torch.')}"
-    if exam.program.whole:
-        return Finding("note", "not measured for a whole data set")
-    head = head_of(data, 8)
+    head = data if exam.program.whole else head_of(data, 8)
     with pyro_rng(0, "check"):
         latents = log_joint.draw_prior(head)
     try:
@@ -381,11 +385,12 @@ def _precision(exam: Exam) -> str | Finding:
     words = f"float32 differs from float64 by at most {found.difference:.2g} nats"
     if not found.bad:
         return words
+    where = f", in the term of {found.site!r}" if found.site else ""
     return Finding(
         "warn",
-        f"{words}, in the term of {found.site!r} (log p(x, z) = {found.log_joint:.4g})",
+        f"{words}{where} (log p(x, z) = {found.log_joint:.4g})",
         "Work in float64 (torch.set_default_dtype(torch.float64), program.double(), data of dtype float64), or "
-        f"subtract large constants at {found.site!r} and take logarithms in one step (logits, log_softmax, log_normaliser)",
+        "subtract large constants before squares and exponentials, and take logarithms in one step (log_softmax)",
     )
 
 

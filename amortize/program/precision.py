@@ -6,20 +6,20 @@ may reach its networks from outside. Letters: B rows, D continuous latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from amortize.program.blame import site_terms
+from amortize.program.blame import SiteTerms, site_terms
 from amortize.program.data import Data
 from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
-    from amortize.program.density import LogJoint
+    from amortize.program.density import Latents, LogJoint
 
 __all__ = ["Precision", "measure_precision"]
 
@@ -40,42 +40,38 @@ class Precision(NamedTuple):
         return not self.difference <= max(TOLERANCE, RELATIVE * abs(self.log_joint))
 
 
-def measure_precision(log_joint: LogJoint, data: Data, latents: Any) -> Precision:
+def measure_precision(log_joint: LogJoint, data: Data, latents: Latents) -> Precision:
     """Evaluate at ``latents`` in float32 and in float64."""
     with torch.no_grad(), pyro_rng(0, "precision"):
         single = log_joint.terms(data, u=latents.u, choices=latents.choices)
-        sites = site_terms(log_joint.program.model, log_joint.structure, data, _values(log_joint, data, single.values))
+        sites = _by_site(log_joint, data, single.values)
         with in_double(log_joint.program):
             exact_data = _in_double(data)
             exact = log_joint.terms(exact_data, u=latents.u.double(), choices=latents.choices)
-            values = {name: exact.values.get(name, value) for name, value in sites_values(single.values).items()}
-            exact_sites = site_terms(
-                log_joint.program.model, log_joint.structure, exact_data, _values(log_joint, exact_data, values)
-            )
+            exact_sites = _by_site(log_joint, exact_data, exact.values)
     apart = (single.joint.double() - exact.joint.double()).abs()
     apart = torch.where(exact.joint.isfinite(), apart, torch.zeros_like(apart)).nan_to_num(nan=float("inf"))
     row = int(apart.argmax())
-    by_site = {
+    terms = {
         name: float((term.double() - exact_sites[name].double()).abs().nan_to_num(nan=0.0, posinf=0.0).max())
         for name, term in sites.items()
         if name in exact_sites
     }
-    return Precision(float(apart[row]), max(by_site, key=lambda name: by_site[name]), float(exact.joint[row]))
+    return Precision(float(apart[row]), max(terms, key=lambda name: terms[name], default=""), float(exact.joint[row]))
 
 
-def sites_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Values as doubles where they are floats."""
-    return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
+def _by_site(log_joint: LogJoint, data: Data, values: Mapping[str, Tensor]) -> SiteTerms:
+    """Log density of each site at ``values``; sites that are summed out take one of their values.
 
-
-def _values(log_joint: LogJoint, data: Data, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Values of all latents: those that are summed out take one of theirs."""
-    missing = [name for name in log_joint.structure.sites if name not in values]
-    if not missing:
-        return values
-    with pyro_rng(0, "precision"):
-        messages = log_joint.messages(data, values)
-    return values | {name: messages[name]["value"] for name in missing}
+    Nothing for a whole data set, whose sites have no rows to compare.
+    """
+    if log_joint.program.whole:
+        return {}
+    if set(log_joint.structure.sites) - set(values):
+        with pyro_rng(0, "precision"):
+            messages = log_joint.messages(data, values)
+        values = {name: messages[name]["value"] for name in log_joint.structure.sites}
+    return site_terms(log_joint.program.model, log_joint.structure, data, values)
 
 
 def _in_double(data: Data) -> Data:

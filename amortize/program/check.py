@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from amortize.errors import AmortizeError
 from amortize.program.blame import with_line
-from amortize.program.clauses import HOMES, LAST_CLAUSES, MODEL_CLAUSES, Clause, Exam, Finding
-from amortize.program.contract import verify_finite, verify_independent
+from amortize.program.clauses import HOMES, Clause, Exam, Finding
+from amortize.program.contract import verify_independent
+from amortize.program.finite import verify_finite
 from amortize.program.guide_clauses import GUIDE_CLAUSES
 from amortize.program.guide_contract import verify_guide
+from amortize.program.model_clauses import MODEL_CLAUSES
+from amortize.program.value_clauses import LAST_CLAUSES, VALUE_CLAUSES
 from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckReport", "CheckRow", "check_program", "verify_finite", "verify_guide", "verify_independent"]
 
-CLAUSES = MODEL_CLAUSES + GUIDE_CLAUSES + LAST_CLAUSES
+CLAUSES = MODEL_CLAUSES + VALUE_CLAUSES + GUIDE_CLAUSES + LAST_CLAUSES
 
 
 @dataclass(frozen=True)

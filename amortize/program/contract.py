@@ -6,53 +6,28 @@ A function returns what it measured, in words. The verbs call ``verify_independe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from amortize.errors import AmortizeError, ContractError, DynamicStructureError, NotIndependentError
-from amortize.program.blame import (
-    broadcast_sites,
-    modes_of,
-    named,
-    site_terms,
-    terms_that_differ,
-    with_line,
-)
+from amortize.errors import AmortizeError, DynamicStructureError, NotIndependentError
+from amortize.program.blame import broadcast_sites, modes_of, named, site_terms, terms_that_differ, with_line
 from amortize.program.data import Data
-from amortize.program.discover import HEAD
-from amortize.program.handlers import Record, data_dim, unvalidated
+from amortize.program.finite import verify_gradient
+from amortize.program.handlers import data_dim
+from amortize.program.probes import drawn_values, head_of, in_terms, joint_at, recorded, take
 from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
     from amortize.program.density import Latents, LogJoint
     from amortize.program.program import Program
 
-__all__ = [
-    "NonFinite",
-    "drawn_values",
-    "head_of",
-    "nonfinite_rows",
-    "recorded",
-    "rows_in_words",
-    "take",
-    "verify_deterministic",
-    "verify_finite",
-    "verify_gradient",
-    "verify_independent",
-    "verify_outside",
-    "verify_rows",
-    "verify_somewhere_finite",
-    "verify_static",
-]
+__all__ = ["verify_deterministic", "verify_independent", "verify_outside", "verify_rows", "verify_static"]
 
 STATIC_RUNS = 5
 GUILTY_DRAWS = 3
-FINITE_DRAWS = 4
-FINITE_ROWS = 64
-SHOWN = 8  # rows listed in a message
 
 
 def verify_independent(log_joint: LogJoint, data: Data) -> None:
@@ -68,34 +43,6 @@ def verify_independent(log_joint: LogJoint, data: Data) -> None:
     verify_rows(log_joint, data)
     verify_outside(log_joint, data)
     verify_gradient(log_joint, data)
-
-
-def head_of(data: Data, size: int = HEAD) -> Data:
-    """The first few datapoints."""
-    return data.rows(slice(0, min(data.num_datapoints, size)))
-
-
-def recorded(function: Callable[..., Any], data: Data, number: int, stream: str = "check") -> dict[str, dict[str, Any]]:
-    """The message of each sample site of run ``number`` of a program."""
-    record = Record()
-    with pyro_rng(number, stream), unvalidated(), torch.no_grad(), record:
-        function(*data.args, **data.kwargs)
-    return record.messages
-
-
-def drawn_values(log_joint: LogJoint, data: Data, number: int) -> dict[str, Tensor]:
-    """Values of all latents, discrete ones too, of one run of the model."""
-    messages = recorded(log_joint.program.model, data, number)
-    return {name: messages[name]["value"] for name in log_joint.structure.sites}
-
-
-def take(latents: Latents, index: Tensor | slice) -> Latents:
-    """Some rows of latents."""
-    return type(latents)(*(part[index] for part in latents))
-
-
-def _joint(log_joint: LogJoint, data: Data, latents: Latents) -> Tensor:
-    return log_joint.terms(data, u=latents.u, choices=latents.choices).joint
 
 
 # Sites and shapes
@@ -146,7 +93,7 @@ def verify_deterministic(log_joint: LogJoint, data: Data) -> str:
     many = head_of(data, 3).fold(2)
     with pyro_rng(0, "verify"), torch.no_grad():
         latents = log_joint.draw_prior(many)
-        first, again = _joint(log_joint, many, latents), _joint(log_joint, many, latents)
+        first, again = joint_at(log_joint, many, latents), joint_at(log_joint, many, latents)
     if _equal(first, again):
         return f"two runs on {many.num_datapoints} rows: equal"
     changed: list[str] = []
@@ -156,7 +103,7 @@ def verify_deterministic(log_joint: LogJoint, data: Data) -> str:
             changed = terms_that_differ(*(_terms(log_joint, many, values) for _ in range(2)))
     raise DynamicStructureError(
         f"log p(x, z) of a datapoint changes by up to {_worst(first, again):.3g} nats between two runs on the same "
-        f"latents{_in_terms(changed)}. Random numbers are drawn outside pyro.sample: make torch.rand or randn a "
+        f"latents{in_terms(changed)}. Random numbers are drawn outside pyro.sample: make torch.rand or randn a "
         "pyro.sample site, and write functional dropout with training=self.training, so that eval mode turns it off"
         + _modules_said(log_joint.program)
     )
@@ -170,12 +117,12 @@ def verify_rows(log_joint: LogJoint, data: Data, *, num_draws: int = 1) -> str:
         with pyro_rng(number, "verify"), torch.no_grad():
             many = head.fold(2)
             latents = log_joint.draw_prior(many)
-            joint = _joint(log_joint, many, latents)
+            joint = joint_at(log_joint, many, latents)
             order = torch.arange(2 * num, device=joint.device).flip(0)
-            turned = _joint(log_joint, many.rows(order), take(latents, order))
+            turned = joint_at(log_joint, many.rows(order), take(latents, order))
             worst = max(worst, _same_rows(log_joint, head, joint[order], turned, "when the batch is permuted"))
             single = take(latents, slice(0, num))
-            once = _joint(log_joint, head, single)
+            once = joint_at(log_joint, head, single)
             worst = max(worst, _same_rows(log_joint, head, joint[:num], once, "when datapoints are repeated"))
             worst = max(worst, _alone(log_joint, head, single, once))
     return f"alone, permuted, repeated, folded: at most {worst:.1g} nats apart"
@@ -186,7 +133,7 @@ def _alone(log_joint: LogJoint, head: Data, latents: Latents, together: Tensor) 
     for row in range(head.num_datapoints):
         one = slice(row, row + 1)
         try:
-            alone = _joint(log_joint, head.rows(one), take(latents, one))
+            alone = joint_at(log_joint, head.rows(one), take(latents, one))
         except AmortizeError:
             raise
         except Exception as error:  # the user's own code, on a batch of one
@@ -194,6 +141,7 @@ def _alone(log_joint: LogJoint, head: Data, latents: Latents, together: Tensor) 
                 f"the model runs on a batch but not on a single datapoint ({with_line(error)}). A squeeze takes away "
                 "the batch where it has size 1: write x.squeeze(-1), not x.squeeze(); batch statistics need .eval()"
                 + _modules_said(log_joint.program)
+                + head.hint()
             ) from error
         worst = max(worst, _same_rows(log_joint, head, together[one], alone, "when a datapoint is taken alone"))
     return worst
@@ -204,7 +152,7 @@ def _same_rows(log_joint: LogJoint, head: Data, first: Tensor, second: Tensor, w
         return _worst(first, second)
     changed, broadcast = ([], {}) if log_joint.program.whole else _guilty(log_joint, head)
     raise NotIndependentError(
-        f"log p(x, z) of a datapoint changes by up to {_worst(first, second):.3g} nats {when}{_in_terms(changed)}. "
+        f"log p(x, z) of a datapoint changes by up to {_worst(first, second):.3g} nats {when}{in_terms(changed)}. "
         + (_broadcast_said(broadcast) or ROWS_ADVICE)
         + _modules_said(log_joint.program)
         + head.hint()
@@ -247,10 +195,6 @@ def _broadcast_said(broadcast: Mapping[str, tuple[Any, Any]]) -> str:
     )
 
 
-def _in_terms(names: list[str]) -> str:
-    return f" (in the term of {named(names[:3])})" if names else ""
-
-
 def _modules_said(program: Program) -> str:
     found = modes_of(program).training
     if not found:
@@ -276,114 +220,6 @@ def verify_outside(log_joint: LogJoint, data: Data) -> str:
             "Move it into the plate, so that each datapoint has its own term"
         )
     return f"{named(names)}: the same for all latents, left out of the evidence"
-
-
-# Values and gradients
-
-
-class NonFinite(NamedTuple):
-    """Rows whose log joint is NaN, or -inf (or inf), at every draw from the prior, and the sites that make it so."""
-
-    nan: list[int]
-    infinite: list[int]
-    sites: list[str]
-
-    def in_words(self) -> str:
-        """Which rows, and where."""
-        parts = [
-            f"{word} at datapoint{'s' if len(rows) > 1 else ''} {rows_in_words(rows)}"
-            for word, rows in (("NaN", self.nan), ("-inf", self.infinite))
-            if rows
-        ]
-        return f"log p(x, z) is {' and '.join(parts)}{_in_terms(self.sites)}"
-
-
-FINITE_ADVICE = (
-    "Look for data outside the distribution's support (negative counts, pixels beyond 0 and 1), and for a logarithm or "
-    "square root of a negative number"
-)
-
-
-def rows_in_words(rows: list[int]) -> str:
-    """Row numbers, the first few."""
-    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    return ", ".join(map(str, rows[:SHOWN])) + more
-
-
-def nonfinite_rows(log_joint: LogJoint, data: Data, *, num_draws: int = FINITE_DRAWS) -> NonFinite:
-    """The datapoints whose log joint is finite at no draw from the prior."""
-    nan = infinite = torch.ones(data.num_datapoints, dtype=torch.bool, device=log_joint.like.device)
-    for number in range(num_draws):
-        with pyro_rng(number, "check"), torch.no_grad():
-            value = _joint(log_joint, data, log_joint.draw_prior(data))
-        nan, infinite = nan & value.isnan(), infinite & ~value.isfinite()
-    rows = torch.nonzero(infinite).flatten()
-    sites: list[str] = []
-    if len(rows) and not log_joint.program.whole:
-        few = data.rows(rows[:HEAD])
-        terms = _terms(log_joint, few, drawn_values(log_joint, few, 0))
-        sites = [name for name, term in terms.items() if not bool(term.isfinite().all())]
-    infinite = infinite & ~nan
-    return NonFinite(torch.nonzero(nan).flatten().tolist(), torch.nonzero(infinite).flatten().tolist(), sites)
-
-
-def verify_finite(program: Program, data: Data) -> None:
-    """Draw from the prior on up to 64 datapoints and look at the log joint.
-
-    Raises
-    ------
-    ContractError
-        If it is finite nowhere.
-    """
-    head = head_of(data, FINITE_ROWS)
-    log_joint = program.log_joint(data)
-    verify_somewhere_finite(head, nonfinite_rows(log_joint, head))
-
-
-def verify_somewhere_finite(data: Data, bad: NonFinite) -> None:
-    """Refuse a program whose log joint is finite for no datapoint."""
-    if len(bad.nan) + len(bad.infinite) == data.num_datapoints:
-        raise ContractError(
-            f"log p(x, z) is not finite at prior draws for any datapoint: {bad.in_words()}. {FINITE_ADVICE}"
-        )
-
-
-def verify_gradient(log_joint: LogJoint, data: Data) -> str:
-    """The gradient of the log joint with respect to u is finite wherever the log joint is."""
-    if log_joint.dim == 0:
-        return "no continuous latents"
-    head = head_of(data, 3).fold(2)
-    with pyro_rng(0, "verify"):
-        latents = log_joint.draw_prior(head)
-    u = latents.u.detach().requires_grad_(True)
-    joint = log_joint.terms(head, u=u, choices=latents.choices).joint
-    finite = joint.isfinite()
-    if bool(joint.isnan().all()):
-        raise ContractError(
-            f"log p(x, z) is NaN at prior draws{_in_terms(nonfinite_rows(log_joint, head_of(data, 3)).sites)}. "
-            + FINITE_ADVICE
-        )
-    if not joint.requires_grad or not bool(finite.any()):
-        return "no finite value to differentiate"
-    (slope,) = torch.autograd.grad(joint[finite].sum(), u, allow_unused=True)
-    if slope is None or bool(slope[finite].isfinite().all()):
-        return f"finite on {int(finite.sum())} rows"
-    structure = log_joint.structure
-    bad = [n for n in structure.continuous if not _finite(slope[finite], structure.sites[n])]
-    if bool(slope[finite].isfinite().all(-1).any()):
-        return f"not finite for {named(bad)} on some of {int(finite.sum())} rows"
-    raise ContractError(
-        f"the gradient of log p(x, z) with respect to latent site {named(bad)} is NaN or infinite where the value is "
-        "finite. Look for sqrt, norm or a division at 0, and for torch.where over a branch that overflows: keep the "
-        "argument away from 0, as in (r2 + 1e-12).sqrt()"
-    )
-
-
-def _finite(slope: Tensor, site: Any) -> bool:
-    return bool(slope[:, site.start : site.stop].isfinite().all())
-
-
-# Comparing
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from amortize.errors import GuideMismatchError
 from amortize.program.clauses import Clause, Exam, Finding
-from amortize.program.contract import head_of
 from amortize.program.guide import TracedGuide
 from amortize.program.guide_contract import (
     verify_guide_densities,
@@ -15,11 +14,19 @@ from amortize.program.guide_contract import (
     verify_guide_static,
     verify_guide_supports,
 )
+from amortize.program.model_clauses import run_part
+from amortize.program.probes import head_of
 from amortize.random import pyro_rng
 
 __all__ = ["GUIDE_CLAUSES"]
 
 MOST_ROWS = 256
+
+
+def _runs(exam: Exam) -> str:
+    assert exam.program.guide is not None
+    exam.guide_ran, _, words = run_part(exam.program.guide, exam.get("data"))
+    return words
 
 
 def _names(exam: Exam) -> str:
@@ -74,6 +81,7 @@ def _other(exam: Exam) -> str:
 
 
 GUIDE_CLAUSES = (
+    Clause("guide-runs", "the guide runs on the data", ("data", "adopted"), _runs, "traced"),
     Clause("guide-sites", "guide samples the model's sites, and no more", ("guide_ran", "structure"), _names, "traced"),
     Clause("guide-static", "guide's sites are fixed", ("guide_ran",), _static, "traced"),
     Clause("guide-plate", "guide has the model's plate and shapes", ("guide_named",), _plates, "traced"),

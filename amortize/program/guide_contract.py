@@ -17,12 +17,12 @@ from torch.distributions import TransformedDistribution, biject_to
 
 from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.blame import modes_of, named, site_terms, terms_that_differ, with_line
-from amortize.program.contract import head_of, recorded, rows_in_words
 from amortize.program.data import Data
 from amortize.program.discover import has_user_scale
 from amortize.program.explain import explained
 from amortize.program.guide import TracedGuide
 from amortize.program.handlers import atoms, base_of, data_dim, is_auxiliary
+from amortize.program.probes import head_of, recorded, rows_in_words
 from amortize.random import generator, pyro_rng
 
 if TYPE_CHECKING:
@@ -96,9 +96,11 @@ def verify_guide_names(structure: Structure, messages: Messages) -> str:
     if factors:
         raise GuideMismatchError(
             f"the guide observes {named(factors)} (obs= or pyro.factor); its density must be normalised, so it may "
-            "only sample. Move factors and observations to the model"
+            "only sample. Move factors and observations to the model; a term of the loss alone says so by has_rsample="
         )
-    return f"it samples {named(sorted(drawn))}"
+    aside = sorted(name for name, msg in messages.items() if msg["is_observed"])
+    said = f"; {named(aside)} is a term of the loss alone, left out of its density" if aside else ""
+    return f"it samples {named(sorted(drawn))}{said}"
 
 
 def verify_guide_static(program: Program, data: Data) -> str:

@@ -263,8 +263,9 @@ def is_auxiliary(msg: Mapping[str, Any]) -> bool:
     must. They are trained with the guide and left out of its density.
     """
     fn = msg["fn"]
-    marked = bool(msg["infer"] and msg["infer"].get("is_auxiliary"))
-    return marked or (isinstance(fn, Unit) and "has_rsample" in vars(fn))
+    if isinstance(fn, Unit):  # pyro.factor marks every factor as auxiliary, those of models too
+        return "has_rsample" in vars(fn)
+    return bool(msg["infer"] and msg["infer"].get("is_auxiliary"))
 
 
 def base_of(fn: Any) -> Any:

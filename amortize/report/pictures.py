@@ -124,9 +124,10 @@ def _limits(observed: Values) -> tuple[float, float]:
 
 def _draw(site: _Site, name: str, values: Values, beside: Values | None = None) -> Markup:
     """One picture; a chart may show a second vector as a line."""
+    if not site.shape:  # a range of its own: counts of another datapoint may be a hundred times as large
+        low, high = _limits(values if beside is None else np.concatenate([values, beside]))
+        return Markup(vector_svg(values, beside, low=min(low, 0.0), high=max(high, 0.0)))
     low, high = site.limits
-    if not site.shape:
-        return Markup(vector_svg(values, beside, low=low, high=high))
     source = png_data_uri(values.reshape(site.shape), low=low, high=high)
     return Markup('<img class="pixels" alt="{}" src="{}">').format(name, source)
 

@@ -153,6 +153,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     importance = measure_evidence(
         program, data, method=ImportanceSampling(num_draws), start="guide", seed=seed, device=device
     )
+    families = tuple(families) if program.structure(data).dim else ()  # where all is discrete there is none to fit
     local = {name: fit_local(program, data, family=name, seed=seed, device=device) for name in families}
     evidence = measure_evidence(program, data, method=method, seed=seed, device=device)
     settings = {
@@ -253,7 +254,7 @@ def _table(
         if guide is not None:
             columns["amortization_gap"] = _difference(best, guide)
     values = {name: value for name, (value, _) in columns.items()}
-    if importance is not None:
+    if importance is not None and len(importance.log_weights) > 1:  # one weight is exact: there are no draws to judge
         values |= {"khat": _vector(importance.khat), "ess": _vector(importance.ess)}
     values |= {f"{name}_se": se for name, (_, se) in columns.items()}
     return pd.DataFrame(values, index=pd.RangeIndex(len(log_evidence[0]), name="datapoint"))
@@ -262,6 +263,8 @@ def _table(
 def _elbo_of_weights(log_weights: Vector) -> tuple[Vector, Vector]:
     """The guide's ELBO, the mean log weight, and its standard error: (N,) each of (S, N)."""
     weights = np.asarray(log_weights, dtype=np.float64)
+    if len(weights) == 1:  # nothing is left to draw: every latent is summed out
+        return weights[0], np.zeros(weights.shape[1])
     with np.errstate(invalid="ignore"):  # a weight of zero makes the ELBO -inf, and its error unknown
         return weights.mean(axis=0), weights.std(axis=0, ddof=1) / np.sqrt(len(weights))
 

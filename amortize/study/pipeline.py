@@ -175,9 +175,9 @@ class Pipeline:
             "seed": self.study.seed,
             "device": self.study.device,
         }
-        if len(local) < len(self.study.local.families):
+        if 0 < len(local) < len(self.study.local.families):
             settings["left_out"] = "full-covariance, in one dimension the same as mean-field"
-        family = None if importance is None else guide_family(self.program, self.data)
+        family = None if importance is None or not local else guide_family(self.program, self.data)
         if family is not None and family not in local and self._one_dimensional and "mean-field" in local:
             family = "mean-field" if family == "full-covariance" else family
         ledger = ledger_from(measured, importance, local, guide_family=family, settings=settings)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,7 +20,9 @@ import torch
 from torch import nn
 
 import amortize as am
+from amortize import errors
 from amortize.errors import AmortizeError, AmortizeWarning
+from amortize.program.check import CLAUSES
 from tests.breaches import BREACHES, WARNINGS, X
 from tests.guide_breaches import GUIDE_BREACHES
 from tests.problems import PROBLEMS
@@ -167,3 +176,44 @@ def test_discrete_and_given_latents_and_whole_data_sets_are_tried():
 
     report = am.Program(regression, whole=True).check(X)
     assert {row.key: row.text for row in report.rows if row.verdict not in ("ok", "note")} == {}
+
+
+@pytest.mark.parametrize("name", ["typed-in-tensor-size", "guide-support-too-wide"])
+def test_the_command_takes_seconds(name, tmp_path):
+    """CPU seconds of the whole process, imports and all: other processes don't count."""
+    breach = REFUSED[name]()
+    np.save(tmp_path / "x.npy", breach.data)
+    (tmp_path / "made.py").write_text(
+        "from tests.breaches import BREACHES\nfrom tests.guide_breaches import GUIDE_BREACHES\n"
+        f"def program():\n    return (BREACHES | GUIDE_BREACHES)[{name!r}]().program()\n"
+    )
+    command = [sys.executable, "-c", "from amortize.cli import app; app()", "check", "made.py:program"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(am.__file__).parents[1])}
+    before = _seconds_of_children()
+    done = subprocess.run(
+        [*command, "--data", "x.npy", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert _seconds_of_children() - before < MOST_SECONDS
+    assert (done.returncode, done.stderr) == (2, "")
+    rows = {row["key"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows[breach.clause]["error"] == breach.error.__name__
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_the_page_on_the_contract_knows_every_clause_and_error():
+    page = (Path(__file__).parents[2] / "docs" / "contract.md").read_text()
+    listed = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(clause.key for clause in CLAUSES if clause.kind != "other")
+    named = set(re.findall(r"`([A-Za-z]+Error)`", page)) - {"ValueError"}
+    assert named <= set(errors.__all__)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert {kind.__name__ for kind in kinds if issubclass(kind, errors.ContractError)} <= named

@@ -11,8 +11,9 @@ from tests.cases.arguments import ARGUMENTS
 from tests.cases.case import Case
 from tests.cases.networks import NETWORKS
 from tests.cases.plates import PLATES
+from tests.cases.published import PUBLISHED
 from tests.cases.supports import SUPPORTS
 
 __all__ = ["PROGRAMS"]
 
-PROGRAMS: dict[str, Callable[[], Case]] = {**ARGUMENTS, **PLATES, **SUPPORTS, **NETWORKS}
+PROGRAMS: dict[str, Callable[[], Case]] = {**ARGUMENTS, **PLATES, **SUPPORTS, **NETWORKS, **PUBLISHED}

@@ -132,6 +132,7 @@ class Adopted(nn.Module):
         scope.borrow(self.networks)
         self.condition: dict[str, Tensor] = {}
         self.hides_condition = False  # a guide's density leaves out what is given
+        self.fills_plates = False  # plates that subsample take everything in training too
         self.per_datapoint: tuple[str, ...] = ()  # names of parameters with an entry a datapoint
         self.scale = 1.0  # that the user put over the whole program: divided out
         self._function = (function,)  # in a tuple, so that a module is registered once, among the networks
@@ -186,7 +187,7 @@ class Adopted(nn.Module):
                 function = poutine.block(function, hide=list(self.condition))
         if self.scale != 1.0:
             function = poutine.scale(function, scale=1 / self.scale)
-        with self.scope.active(), plates(whole=not self.training):
+        with self.scope.active(), plates(whole=self.fills_plates or not self.training):
             return function(*args, **kwargs)
 
 

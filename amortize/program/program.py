@@ -106,6 +106,10 @@ class Program(nn.Module):
         if self.guide is not None:
             self.guide.condition, self.guide.hides_condition = self.condition, True
         self.bound = Bound(self.guide) if auto and self.guide is not None else None
+        if self.bound is not None and self.guide is not None:  # all the datapoints at each step, whatever a plate takes
+            self.model.fills_plates = self.guide.fills_plates = True
+        if whole and plate is not None:
+            raise ArgumentError(f"plate: expected none where whole=True (no plate indexes datapoints), got {plate!r}")
         self._adopted = False
         self._treatments: dict[Any, Structure] = {}
 

@@ -21,7 +21,8 @@ class Case:
     """A model, its guide, data of ``num`` datapoints, and options of ``am.Program``.
 
     ``row`` gives the arguments of one datapoint as (args, kwargs), without any code of the package. ``reference`` is
-    the model to compare with where the model itself subsamples. ``divide`` is the scale that belongs to no datapoint.
+    the model to compare with where the model itself subsamples. ``divide`` is the scale that belongs to no datapoint,
+    ``choices`` the values of a datapoint's discrete sites, ``warns`` a part of the warning to come.
     """
 
     model: Callable[..., Any]
@@ -32,6 +33,7 @@ class Case:
     row: Callable[[Any, int], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
     reference: Callable[..., Any] | None = None
     divide: float = 1.0
+    choices: Mapping[str, list[Tensor]] = field(default_factory=dict)
     warns: str = ""
 
     def program(self, *, guide: bool = True) -> am.Program:

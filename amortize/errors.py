@@ -16,6 +16,7 @@ __all__ = [
     "DiscreteLatentError",
     "DynamicStructureError",
     "GlobalLatentError",
+    "GuideDataError",
     "GuideMismatchError",
     "NoDataPlateError",
     "NotIndependentError",

@@ -218,6 +218,18 @@ def test_a_conditioned_site_is_left_out():
     np.testing.assert_allclose(result.log_evidence, normal_evidence(X), atol=0.02)
 
 
+def test_a_plate_that_subsamples_takes_all_the_datapoints():
+    def model(x):
+        with pyro.plate("data", x.shape[0], subsample_size=2) as rows:
+            z = pyro.sample("z", dist.Normal(0.5, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    program = am.Program(model, auto.AutoNormal(model))
+    am.fit(program, X, num_steps=500, training=TRAINING)
+    result = am.evidence(program, X, method=am.ImportanceSampling(500))
+    np.testing.assert_allclose(result.log_evidence, normal_evidence(X), atol=0.02)
+
+
 # The parameters are the program's
 
 

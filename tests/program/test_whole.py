@@ -13,6 +13,7 @@ from pyro.infer.mcmc.util import initialize_model
 
 import amortize as am
 from amortize.errors import (
+    ArgumentError,
     ContractError,
     DiscreteLatentError,
     DynamicStructureError,
@@ -372,6 +373,25 @@ def test_breaches_are_refused_by_name(name):
     program = am.Program(model, whole=True)
     with pytest.raises(error, match=words):
         program.log_joint(program.prepare(torch.zeros(2)))
+
+
+def test_a_plate_that_subsamples_takes_all_of_the_data():
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1))
+        with pyro.plate("data", x.shape[0], subsample_size=3) as rows:
+            pyro.sample("y", dist.Normal(x[rows] @ w, NOISE), obs=y[rows])
+
+    data = regression_data()
+    u = torch.randn(4, 1, 3, generator=generator(8), dtype=F64)
+    part, everything = am.Program(model, whole=True), am.Program(regression, whole=True)
+    with part.evaluating():
+        ours = part.log_joint(part.prepare(data))(part.prepare(data), u)
+    torch.testing.assert_close(ours, everything.log_joint(everything.prepare(data))(everything.prepare(data), u))
+
+
+def test_no_plate_indexes_the_datapoints_then():
+    with pytest.raises(ArgumentError, match="'data'"):
+        am.Program(regression, plate="data", whole=True)
 
 
 def test_a_part_of_the_data_is_not_the_whole():

@@ -8,7 +8,8 @@ round, so that what else the machine does falls on all alike.
 
 The model: z ~ N(0, I), x | z ~ Bernoulli(logits = decoder(z)), the decoder a tanh network, float32, written as a plain
 Pyro program. By hand: the same network with its parameters frozen, ``binary_cross_entropy_with_logits`` summed over
-pixels, the normal density, and ``torch.autograd.grad``, eager; once more with ``x * logits - softplus(logits)``.
+pixels, the normal density, and ``torch.autograd.grad``, eager; once more with ``x * logits - softplus(logits)``. Both
+call ``nn.Linear``, hence MKL. Compiled graphs take oneDNN for large products; "MKL" are those that were kept from it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -54,8 +57,10 @@ JOBS = (
 HAND = "by hand"
 ROWS = (
     HAND, "by hand, separable form", "poutine.trace at each call", "the package's handler, eager",
-    "compiled: FX graph", "compiled: Inductor", "gradient only: FX graph", "gradient only: Inductor",
+    "compiled: FX graph", "compiled: FX graph, MKL", "compiled: Inductor",
+    "gradient only: FX graph", "gradient only: FX graph, MKL", "gradient only: Inductor",
 )  # fmt: skip
+BACKENDS = {"FX graph": "fx", "FX graph, MKL": "fx", "Inductor": "inductor"}
 
 
 def decoder(sizes: tuple[int, ...]) -> nn.Sequential:
@@ -133,19 +138,28 @@ def variants(job: Job, *, inductor: bool) -> tuple[dict[str, Callable[[], object
         ROWS[3]: lambda: eager.value_and_grad(u),
     }
     seconds: dict[str, float] = {}
-    for name, backend in (("FX graph", "fx"), ("Inductor", "inductor")):
+    for name, backend in BACKENDS.items():
         if backend == "inductor" and not inductor:
             continue
         begin = time.perf_counter()
-        compiled = program.compiled(x, num_chains=job.chains, backend=backend)
+        with onednn("MKL" not in name):
+            compiled = program.compiled(x, num_chains=job.chains, backend=backend)
         seconds[name] = time.perf_counter() - begin
-        assert compiled.describe() == f"{name}, equal to eager", compiled.describe()
+        assert compiled.describe().endswith(", equal to eager"), compiled.describe()
         found[f"compiled: {name}"] = lambda compiled=compiled: compiled.value_and_grad(u)  # type: ignore[misc]
         found[f"gradient only: {name}"] = lambda compiled=compiled: compiled.grad_only(u)  # type: ignore[misc]
         truth, ours = plain(flat), compiled.value_and_grad(u)
         for right, left in zip(truth, ours, strict=True):
             torch.testing.assert_close(left.reshape(right.shape), right, rtol=1e-4, atol=1e-3)
     return found, seconds
+
+
+@contextmanager
+def onednn(wanted: bool) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Intel's GPUs, whatever is asked for
+        with torch.backends.mkldnn.flags(enabled=wanted):
+            yield
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:

@@ -218,7 +218,7 @@ def test_wrong_targets(folder: Path) -> None:
         ("latent_dim = 8", 'latent_dim = "8"', r"bernoulli-vae cannot be made"),
         ('source = "digits"', 'source = "digit"', r"unknown data set 'digit' \(did you mean digits\?\)"),
         ("num_steps = 3000", "num_steps = 0", r"local\.num_steps: expected a number >= 1, got 0"),
-        ("seed = 0", "seed = ", r"is not valid TOML: .*line"),
+        ("seed = 0\n# cpu", "seed = \n# cpu", r"is not valid TOML: .*line"),
     ],
 )
 def test_wrong_specs(folder: Path, old: str, new: str, message: str) -> None:

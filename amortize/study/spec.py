@@ -65,7 +65,9 @@ class DataSpec(_Table):
         default=None, description="how a data set's grey values become ones and zeros (not set: the set's own way)"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        default=0, description="of the split, of static binarisation, and of which datapoints are used"
+        default=0,
+        description="of the split, of static binarisation and of the choice of datapoints, which the study's own seed"
+        " leaves as they are",
     )
     arrays: dict[str, str] = Field(
         default_factory=dict,

@@ -18,7 +18,7 @@ __all__ = ["LINEAR", "opaque", "use_onednn"]
 
 aten = torch.ops.aten
 
-SMALLEST = 1.5e6  # multiplications
+SMALLEST = 1e7  # multiplications
 AFTER = {aten.tanh.default: "tanh", aten.relu.default: "relu"}
 LINEAR: Any = torch.ops.mkldnn._linear_pointwise.default if torch._C._has_mkldnn else None
 

@@ -29,6 +29,7 @@ from amortize.inference.starts import GuideStart
 from amortize.program.adopt import LOCK
 from amortize.program.data import Data
 from amortize.program.density import require_guide
+from amortize.program.guide_contract import verify_trained_guide
 from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
@@ -214,6 +215,7 @@ class _Run:
             redraw, stream = self.training.redraw, generator(self.seed, "redraw")
             batches = (redraw(batch, stream) for batch in batches)
         structure = self.program.structure(data)
+        verify_trained_guide(self.program, structure, data)
         self.full_size = structure.full_size
         if structure.discrete:
             require_sites(self.objective, self.program, data)

@@ -40,6 +40,7 @@ __all__ = [
     "verify_guide_rows",
     "verify_guide_static",
     "verify_guide_supports",
+    "verify_trained_guide",
 ]
 
 PROBES = 16
@@ -70,6 +71,25 @@ def verify_guide(log_joint: LogJoint, data: Data) -> tuple[str, set[str]]:
     verify_guide_rows(TracedGuide(log_joint, plate, head, drawn), head)
     verify_guide_supports(log_joint, head)
     return plate, drawn
+
+
+def verify_trained_guide(program: Program, structure: Structure, data: Data) -> None:
+    """What training relies on: a latent that the guide leaves out would be drawn from the prior, without an error.
+
+    Discrete latents may be left out, for training can sum them out; scales, points and relaxed sites may be trained.
+
+    Raises
+    ------
+    GuideMismatchError
+        Naming the sites that are missing or too many.
+    """
+    guide = program.guide
+    if guide is None or guide.per_datapoint or program.bound is not None or program.whole:
+        return
+    with program.evaluating():
+        messages = guide_messages(program, head_of(data))
+    drawn = {name: msg for name, msg in messages.items() if not is_auxiliary(msg)}
+    verify_guide_names(replace(structure, sampled=()), drawn)
 
 
 def guide_messages(program: Program, data: Data, number: int = 0) -> Messages:

@@ -72,6 +72,19 @@ def test_the_other_verbs_refuse_alike(name):
             verb(breach.program())
 
 
+@pytest.mark.parametrize("name", ["guide-misses-a-site", "guide-samples-one-more", "guide-observes"])
+def test_training_refuses_a_guide_of_other_sites(name):
+    """Pyro would draw what the guide leaves out from the prior, with a warning at most."""
+    breach = REFUSED[name]()
+
+    def guide(x):
+        pyro.param("loc", torch.tensor(0.0))
+        breach.guide(x)
+
+    with pytest.raises(breach.error, match="the guide"):
+        am.fit(am.Program(breach.model, guide), breach.data, num_steps=2)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_conjugate_programs_pass(name):
     problem = PROBLEMS[name]()

@@ -145,12 +145,8 @@ def pixel_plate() -> Problem:
 
 def gaussian_mixture() -> Problem:
     """Two normal latents around one of three centres, the class summed out; its guide samples the class too."""
-    weights, centres, spread, noise = (
-        np.array([0.5, 0.3, 0.2]),
-        np.array([[-2.0, 0.0], [1.0, 1.5], [2.0, -1.0]]),
-        0.6,
-        0.5,
-    )
+    weights, centres = np.array([0.5, 0.3, 0.2]), np.array([[-2.0, 0.0], [1.0, 1.5], [2.0, -1.0]])
+    spread, noise = 0.6, 1.0
     rng = _draws(6)
     x = centres[rng.choice(3, NUM, p=weights)] + rng.normal(size=(NUM, 2)) * np.hypot(spread, noise)
     log_joint = np.log(weights) + stats.norm(centres, np.hypot(spread, noise)).logpdf(x[:, None]).sum(-1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoNormalizingFlow
 from torch import Tensor, nn
 
 from amortize.errors import ArgumentError, GuideDataError
@@ -49,6 +49,7 @@ class Bound(nn.Module):
         self._guide = (guide,)  # in a tuple: its parameters are registered where it was adopted
         self._models = {name: part._model for name, part in _autoguides(guide)}
         self._pending: dict[str, Tensor] = {}
+        self._begun: dict[str, Tensor] = {}  # parameters as they were made, untrained
         self._made = False
         self.register_buffer("fingerprint", None)
 
@@ -63,7 +64,7 @@ class Bound(nn.Module):
         return self._guide[0]
 
     def bind(self, adopted: Adopted, data: Data) -> None:
-        """Make the guide's parameters on ``data``, or see that they were made on them.
+        """Make the guide's parameters on ``data``, or see that they were made on them. Untrained ones are made anew.
 
         Raises
         ------
@@ -72,12 +73,15 @@ class Bound(nn.Module):
         """
         self._reattach()
         ours = fingerprint(data)
-        if self.fingerprint is not None:
-            self._require(data, ours)
+        if self.fingerprint is not None and not self._knows(data, ours):
+            if not self._is_untouched():
+                self._refuse(data)
+            self._begin_again(adopted)
         if self._made:
             return
         if not torch.equal(data.index, torch.arange(data.num_datapoints, device=data.index.device)):
             raise GuideDataError(f"{adopted.name} has made no parameters yet; train it on all the data first (am.fit)")
+        fresh = all(part.prototype_trace is None for _, part in _autoguides(self.guide)) and not self._pending
         try:
             with pyro_rng(0, "adopt"), unvalidated(), torch.no_grad(), poutine.block():
                 adopted(*data.args, **data.kwargs)
@@ -89,6 +93,7 @@ class Bound(nn.Module):
         self._fill()
         self.fingerprint = ours
         self._made = True
+        self._begun = {name: value.detach().clone() for name, value in self._state().items()} if fresh else {}
 
     def forget(self) -> None:
         """Take back that the guide belongs to the data it was last run on."""
@@ -108,7 +113,7 @@ class Bound(nn.Module):
 
     def _fill(self) -> None:
         """Give the parameters just made the values that were loaded for them."""
-        made = self.guide.state_dict(keep_vars=True)
+        made = self._state()
         wrong = [name for name, value in self._pending.items() if name not in made or made[name].shape != value.shape]
         if wrong:
             raise ArgumentError(
@@ -120,17 +125,37 @@ class Bound(nn.Module):
                 made[name].copy_(value)
         self._pending = {}
 
-    def _require(self, data: Data, ours: Tensor) -> None:
+    def _state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.guide.state_dict(keep_vars=True)
+        return state
+
+    def _is_untouched(self) -> bool:
+        """Whether the guide is as its first run left it: then nothing is lost by making it anew."""
+        now = self._state()
+        return bool(self._begun) and all(torch.equal(now[name], value) for name, value in self._begun.items())
+
+    def _begin_again(self, adopted: Adopted) -> None:
+        self.forget()
+        adopted.scope.lend_again(adopted.networks, adopted.networks)  # the store forgets the old parameters
+        for _, part in _autoguides(self.guide):
+            part.prototype_trace = None
+            if isinstance(part, AutoNormalizingFlow):
+                part.transform = None
+
+    def _knows(self, data: Data, ours: Tensor) -> bool:
+        """Whether these datapoints are those, or some of those, that the guide was made on."""
         assert self.fingerprint is not None
         known = self.fingerprint.to(ours.device)
-        inside = data.index < len(known)
-        if bool(inside.all()) and torch.allclose(known[data.index], ours, rtol=TOLERANCE, atol=TOLERANCE):
-            return
+        inside = bool((data.index < len(known)).all())
+        return inside and torch.allclose(known[data.index], ours, rtol=TOLERANCE, atol=TOLERANCE)
+
+    def _refuse(self, data: Data) -> None:
+        assert self.fingerprint is not None
         raise GuideDataError(
-            f"{type(self.guide).__name__} has parameters of its own for each of the {len(known)} datapoints that it "
-            f"was made on, and these {data.num_datapoints} are others. Write a guide that reads the data (an encoder) "
-            "to go from one data set to another; fit posteriors to these data, am.fit_local(program, x, init='prior'); "
-            "or train a new AutoGuide on them"
+            f"{type(self.guide).__name__} has parameters of its own for each of the {len(self.fingerprint)} datapoints "
+            f"that it was made on, and these {data.num_datapoints} are others. Write a guide that reads the data (an "
+            "encoder) to go from one data set to another; fit posteriors to these data, am.fit_local(program, x, "
+            "init='prior'); or train a new AutoGuide on them"
         )
 
     def _reattach(self) -> None:

@@ -318,6 +318,17 @@ def test_other_data_are_refused_with_the_way_out():
     assert am.evidence(program, X[:2], method=am.ImportanceSampling(3)).log_evidence.shape == (2,)  # the same rows
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_untrained_guide_may_be_made_anew(case):
+    model, make, is_whole = CASES[case]
+    program = am.Program(model, make(model), whole=is_whole)
+    program.bind(program.prepare(X[:2]))  # a look at some of the data
+    am.fit(program, X, num_steps=1)
+    assert am.posterior(program, X, num_draws=2)["s"].shape == ((2, 1) if is_whole else (2, 5))
+    with pytest.raises(GuideDataError):
+        am.posterior(program, X[:2] + 1, num_draws=2)
+
+
 def test_minibatches_are_refused():
     program = am.Program(normals, auto.AutoNormal(normals))
     with pytest.raises(ArgumentError, match=r"batch_size.*encoder"):

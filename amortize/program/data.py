@@ -139,8 +139,14 @@ class Data:
 
     def hint(self) -> str:
         """What was guessed of the arguments, for messages about programs that do not fit them."""
+        first = next((key for key, take in zip(self.keys, self.takes, strict=True) if take is take_rows), None)
         if not self.guessed:
-            return ""
+            if first is None or len(self.keys) == 1:
+                return ""
+            return (
+                f" ({_name(first)} was taken to index the datapoints, as the first array there; if another does, make "
+                f"the program with am.Program(..., shared=({first!r},)))"
+            )
         names = ", ".join(_name(key) for key in self.guessed)
         return (
             f" ({names} was taken to have an entry a datapoint, for its first size is the number of datapoints; if all "
@@ -199,8 +205,13 @@ def _num_datapoints(leaves: tuple[Any, ...], roles: tuple[str | Take, ...]) -> t
         if size is not None:
             return place, size
     for place, (leaf, role) in enumerate(zip(leaves, roles, strict=True)):
-        if callable(role) and isinstance(leaf, Sized) and len(leaf) > 0:
+        if callable(role) and isinstance(leaf, Sized) and not isinstance(leaf, Tensor) and len(leaf) > 0:
             return place, len(leaf)
+    if any(callable(role) and isinstance(leaf, Tensor) for leaf, role in zip(leaves, roles, strict=True)):
+        raise DataError(
+            "data: the number of datapoints can't be told, as rows of the only array are taken by fold=. Give another "
+            "argument whose first size it is, or let the first index of the array be the datapoint"
+        )
     kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
     raise DataError(
         "data: expected a tensor or array whose first size is the number of datapoints, or a tuple or dict of "

@@ -28,7 +28,7 @@ from amortize.program.blame import with_line
 from amortize.program.data import Data
 from amortize.program.explain import explained
 from amortize.program.handlers import Record, atoms, base_of, data_dim, unvalidated, user_scale
-from amortize.program.scales import common_scale
+from amortize.program.scales import as_number, common_scale
 from amortize.program.sites import Site, Structure
 from amortize.program.supports import PositiveDefiniteFromVector  # noqa: F401 (registers bijections)
 from amortize.random import pyro_rng
@@ -273,8 +273,7 @@ def support_name(support: Any) -> str:
 
 def has_user_scale(msg: Mapping[str, Any], plate: str) -> bool:
     """Whether a site stands under a ``poutine.scale`` of the user's, the data plate's subsampling aside."""
-    scale = user_scale(msg, plate)
-    return not (isinstance(scale, (int, float)) and abs(scale - 1.0) < 1e-9)
+    return as_number(user_scale(msg, plate)) != 1.0
 
 
 def _signature(structure: Structure) -> dict[str, tuple[int, ...]]:

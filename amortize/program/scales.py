@@ -11,18 +11,22 @@ from typing import Any
 
 from amortize.program.handlers import data_dim, user_scale
 
-__all__ = ["common_scale"]
+__all__ = ["as_number", "common_scale"]
+
+ROUNDING = 1e-6
 
 
 def common_scale(messages: Mapping[str, Mapping[str, Any]], plate: str) -> float:
     """The number that scales every site inside ``plate``, 1 where they differ or the scale is no plain number."""
     inside = [msg for msg in messages.values() if data_dim(msg, plate) is not None]
-    scales = {_number(user_scale(msg, plate)) for msg in inside}
+    scales = {as_number(user_scale(msg, plate)) for msg in inside}
     only = scales.pop() if len(scales) == 1 else None
     return 1.0 if only is None or not only > 0 else only
 
 
-def _number(scale: Any) -> float | None:
-    if isinstance(scale, (int, float)):
-        return float(scale)
-    return float(scale) if getattr(scale, "ndim", 1) == 0 else None
+def as_number(scale: Any) -> float | None:
+    """A scale as a number, 1 where it is so but for rounding; None where it is an array."""
+    if not isinstance(scale, (int, float)) and getattr(scale, "ndim", 1) != 0:
+        return None
+    number = float(scale)
+    return 1.0 if abs(number - 1.0) < ROUNDING else number

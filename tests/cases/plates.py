@@ -39,6 +39,23 @@ def subsample() -> Case:
     return Case(model, draws(NUM), guide, divide=600.0)
 
 
+def indices_of_a_subsample() -> Case:
+    """All the data are an argument that every datapoint shares; the datapoints are the indices."""
+
+    def model(x, index):
+        with pyro.plate("data", len(x), subsample=index):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x[index])
+
+    return Case(
+        model,
+        (draws(20), torch.tensor([3, 17, 0, 5, 9])),
+        options={"shared": "x"},
+        row=lambda data, n: ((data[0], data[1][n : n + 1]), {}),
+        divide=20.0,
+    )
+
+
 def subsample_size() -> Case:
     def model(x):
         with pyro.plate("data", x.shape[0], subsample_size=3) as index:
@@ -230,6 +247,7 @@ def observation_outside() -> Case:
 PLATES = {
     "plate without a size": no_size,
     "subsample=": subsample,
+    "indices of a subsample": indices_of_a_subsample,
     "subsample_size=": subsample_size,
     "pyro.subsample": subsample_statement,
     "plate as a decorator": decorator,

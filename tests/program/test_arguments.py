@@ -74,6 +74,24 @@ def test_data_of_which_all_are_shared_are_refused():
         am.Program(matrix_model, shared=(0, 1)).dim((torch.zeros(3, 3), torch.zeros(3, 3)))
 
 
+def test_data_whose_number_cannot_be_told_are_refused():
+    program = am.Program(model, fold={"x": lambda x, rows: x[:, rows]})
+    with pytest.raises(DataError, match="number of datapoints can't be told"):
+        program.dim(torch.zeros(3, 5))
+
+
+def test_an_argument_in_front_that_indexes_no_datapoints_is_asked_about():
+    def indexed(x, index):
+        with pyro.plate("data", len(x), subsample=index):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    data = (torch.zeros(20), torch.tensor([19, 3, 7]))
+    with pytest.raises(PlateSizeError, match=r"argument 0 was taken to index the datapoints.*shared=\(0,\)"):
+        am.Program(indexed).dim(data)
+    assert am.Program(indexed, shared=0).dim(data) == 1
+
+
 def test_a_list_of_numbers_is_an_array():
     assert "3 datapoints" in am.Program(model).describe([0.5, 1.0, -1.0])
 
@@ -193,9 +211,10 @@ def test_plates_that_subsample_do_so_in_training_and_not_in_evaluation():
     assert fitted.history.elbo.between(-6, 0).all()  # nats a datapoint, the subsample's scale divided out
 
 
-def test_a_scale_over_the_model_alone_is_divided_out_and_the_guide_left_as_it_is():
+@pytest.mark.parametrize("scale", [0.1, torch.tensor(0.1), 1 / 49])
+def test_a_scale_over_the_model_alone_is_divided_out_and_the_guide_left_as_it_is(scale):
     def scaled(x):
-        with pyro.poutine.scale(scale=0.1):
+        with pyro.poutine.scale(scale=scale):
             model(x)
 
     def guide(x):
@@ -203,6 +222,6 @@ def test_a_scale_over_the_model_alone_is_divided_out_and_the_guide_left_as_it_is
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
     program = am.Program(scaled, guide)
-    with pytest.warns(am.errors.AmortizeWarning, match=r"poutine.scale\(0.1\)"):
+    with pytest.warns(am.errors.AmortizeWarning, match=r"poutine.scale\(0\.\d+\); it is divided out"):
         result = am.evidence(program, X, method=TINY)
     np.testing.assert_allclose(result.log_evidence, dist.Normal(0.0, 2**0.5).log_prob(X), atol=1e-5)

@@ -12,8 +12,9 @@ from tests.cases.case import Case
 from tests.cases.networks import NETWORKS
 from tests.cases.plates import PLATES
 from tests.cases.published import PUBLISHED
+from tests.cases.sequences import SEQUENCES
 from tests.cases.supports import SUPPORTS
 
 __all__ = ["PROGRAMS"]
 
-PROGRAMS: dict[str, Callable[[], Case]] = {**ARGUMENTS, **PLATES, **SUPPORTS, **NETWORKS, **PUBLISHED}
+PROGRAMS: dict[str, Callable[[], Case]] = {**ARGUMENTS, **PLATES, **SUPPORTS, **NETWORKS, **SEQUENCES, **PUBLISHED}

@@ -1,14 +1,13 @@
-"""Parameters and networks: pyro.param, pyro.module, PyroModule, BatchNorm, dropout, recurrence, convolutions."""
+"""Parameters and networks: pyro.param, pyro.module, PyroModule, BatchNorm, dropout, convolutions."""
 
 from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints, transforms
+from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.cases.case import NUM, Case, built, draws
 
@@ -190,75 +189,6 @@ def convolutions() -> Case:
     return Case(network.model, bits(NUM, 1, 8, 8), network.guide)
 
 
-class Sequences(nn.Module):
-    """A state space over time in a Python loop, ragged by masks; the guide reads packed sequences backwards."""
-
-    def __init__(self, flow: bool = False) -> None:
-        super().__init__()
-        self.transition, self.emitter = nn.GRUCell(2, 2), nn.Linear(2, 3)
-        self.rnn, self.combiner = nn.GRU(3, 4, batch_first=True), nn.Linear(4 + 2, 4)
-        self.start = nn.Parameter(torch.zeros(2))
-        self.flow = transforms.affine_autoregressive(2, hidden_dims=[5]) if flow else None
-
-    def model(self, x, backwards, seen, lengths):
-        pyro.module("sequences", self)
-        z = self.start.expand(x.shape[0], 2)
-        with pyro.plate("data", x.shape[0]):
-            for t in range(x.shape[1]):
-                with pyro.poutine.mask(mask=seen[:, t]):
-                    z = pyro.sample(f"z_{t}", dist.Normal(self.transition(z, z), 1.0).to_event(1))
-                    pyro.sample(f"x_{t}", dist.Bernoulli(logits=self.emitter(z)).to_event(1), obs=x[:, t])
-
-    def guide(self, x, backwards, seen, lengths):
-        pyro.module("sequences", self)
-        hidden, _ = pad_packed_sequence(self.rnn(backwards)[0], batch_first=True, total_length=x.shape[1])
-        z = self.start.expand(x.shape[0], 2)
-        with pyro.plate("data", x.shape[0]):
-            for t in range(x.shape[1]):
-                loc, log_scale = self.combiner(torch.cat([hidden[:, t], z], -1)).chunk(2, -1)
-                fn = dist.Normal(loc, log_scale.exp())
-                fn = fn.to_event(1) if self.flow is None else dist.TransformedDistribution(fn, [self.flow])
-                with pyro.poutine.mask(mask=seen[:, t]):
-                    z = pyro.sample(f"z_{t}", fn)
-
-
-def ragged(num: int = NUM, steps: int = 4):
-    x = bits(num, steps, 3)
-    lengths = torch.tensor([4, 1, 3, 2, 4])[:num]
-    seen = torch.arange(steps) < lengths.unsqueeze(-1)
-    packed = pack_padded_sequence(x.flip(1), lengths, batch_first=True, enforce_sorted=False)
-    return x, packed, seen, lengths
-
-
-def _packed_row(data, n):
-    x, _, seen, lengths = (part if part is data[1] else part[n : n + 1] for part in data)
-    return (x, pack_padded_sequence(x.flip(1), lengths, batch_first=True), seen, lengths), {}
-
-
-def state_space() -> Case:
-    network = built(Sequences)
-    return Case(network.model, ragged(), network.guide, row=_packed_row)
-
-
-def state_space_with_a_flow_guide() -> Case:
-    network = built(lambda: Sequences(flow=True))
-    return Case(network.model, ragged(), network.guide, row=_packed_row)
-
-
-def recurrent_decoder() -> Case:
-    lstm, head = built(lambda: nn.LSTM(2, 4, batch_first=True)), built(lambda: nn.Linear(4, 1), 1)
-
-    def model(x):
-        pyro.module("lstm", lstm)
-        pyro.module("head", head)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1).expand([x.shape[0]]))
-            hidden, _ = lstm(z.unsqueeze(1).repeat(1, x.shape[1], 1))
-            pyro.sample("x", dist.Normal(head(hidden).squeeze(-1), 0.5).to_event(1), obs=x)
-
-    return Case(model, draws(NUM, 4))
-
-
 def counts_with_a_library_size() -> Case:
     """Counts of genes: a log-normal size, softmax rates, zero inflation; a shared dispersion."""
     decoder = built(lambda: nn.Linear(2, 8))
@@ -302,9 +232,6 @@ NETWORKS = {
     "BatchNorm left in train mode": batch_norm_left_in_train_mode,
     "dropout": dropout,
     "convolutions": convolutions,
-    "state space, packed guide": state_space,
-    "state space, flow guide": state_space_with_a_flow_guide,
-    "LSTM decoder": recurrent_decoder,
     "counts with a library size": counts_with_a_library_size,
     "parameter shared by model and guide": same_parameter_name_in_model_and_guide,
 }

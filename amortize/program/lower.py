@@ -85,7 +85,8 @@ def _spare_operand(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
     """An operand of the result's shape and layout, memory of its own, that nobody reads after this node."""
     if node.target not in IN_PLACE and node.target not in INTO:
         return None
-    candidates = node.args[:2] if node.target in COMMUTES or node.target in OVER_SECOND else node.args[:1]
+    either = node.target in OVER_SECOND or (node.target in COMMUTES and not node.kwargs)  # a + 2 * b does not commute
+    candidates = node.args[:2] if either else node.args[:1]
     for operand in candidates:
         if isinstance(operand, fx.Node) and _owns_memory(operand) and alike(operand, node):
             once = sum(argument is operand for argument in node.args) == 1

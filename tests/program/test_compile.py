@@ -223,7 +223,7 @@ def test_a_graph_leaves_its_inputs_and_constants_alone():
 
     def function(u):
         first = u.exp()
-        return (x - first).tanh() * first.sigmoid(), x * 1.0, (u + 0) * 1
+        return (x - first).tanh() * first.sigmoid(), x * 1.0, (u + 0) * 1, torch.add(x, u.cos(), alpha=3)
 
     compiled = Compiled(function, *TWO)
     u, before = TWO[1][0].clone(), x.clone()

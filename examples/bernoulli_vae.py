@@ -2,8 +2,8 @@
 
     z ~ Normal(0, I),    x | z ~ Bernoulli(decoder(z)),    q(z | x) = Normal(loc(x), scale(x)),
 
-as in Kingma and Welling, Auto-encoding variational Bayes, 2014. The data are MNIST as Salakhutdinov and Murray binarised
-it (2008), which most published log-likelihoods are of; the first 10,000 digits train it here, so that it takes minutes.
+as in Kingma and Welling, Auto-encoding variational Bayes, 2014. The data are MNIST as Salakhutdinov and Murray
+binarised it (2008), which most published log-likelihoods are of; here 10,000 of its 50,000 digits train, in minutes.
 
     amortize check examples/bernoulli_vae.py:program --data examples/bernoulli_vae.py:data
     amortize study examples/bernoulli_vae.toml
@@ -11,7 +11,6 @@ it (2008), which most published log-likelihoods are of; the first 10,000 digits 
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 import amortize as am

@@ -12,7 +12,6 @@ which the cross-entropy of a Bernoulli is not. So log p(x) is that of a density,
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 import amortize as am
@@ -21,27 +20,27 @@ import amortize as am
 def encoder(latent_dim: int) -> nn.Sequential:
     """From images (N, 1, 28, 28) to loc and log scale, (N, 2 * latent_dim)."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, kernel_size=4, stride=2, padding=1),
+        nn.Conv2d(1, 8, kernel_size=4, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, kernel_size=4, stride=2, padding=1),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        nn.Conv2d(16, 32, kernel_size=4, stride=2, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 2 * latent_dim),
+        nn.Linear(16 * 7 * 7, 2 * latent_dim),
     )
 
 
 def decoder(latent_dim: int) -> nn.Sequential:
     """From latents (N, latent_dim) to logits (N, 1, 28, 28)."""
     return nn.Sequential(
-        nn.Linear(latent_dim, 32 * 7 * 7),
-        nn.Unflatten(1, (32, 7, 7)),
+        nn.Linear(latent_dim, 16 * 7 * 7),
+        nn.Unflatten(1, (16, 7, 7)),
         nn.ReLU(),
-        nn.ConvTranspose2d(32, 16, kernel_size=4, stride=2, padding=1),
-        nn.BatchNorm2d(16),
+        nn.ConvTranspose2d(16, 8, kernel_size=4, stride=2, padding=1),
+        nn.BatchNorm2d(8),
         nn.ReLU(),
-        nn.ConvTranspose2d(16, 1, kernel_size=4, stride=2, padding=1),
+        nn.ConvTranspose2d(8, 1, kernel_size=4, stride=2, padding=1),
     )
 
 

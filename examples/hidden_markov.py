@@ -1,6 +1,7 @@
 """A hidden Markov model with nothing to infer but its states: the rows of a digit, from top to bottom.
 
-    s_1 ~ Categorical(initial),    s_t | s_(t-1) ~ Categorical(transition[s_(t-1)]),    x_t | s_t ~ Bernoulli(pixels[s_t]),
+    s_1 ~ Categorical(initial),    s_t | s_(t-1) ~ Categorical(transition[s_(t-1)]),
+    x_t | s_t ~ Bernoulli(pixels[s_t]),
 
 with 12 states. All 12 ** 8 paths of a digit are summed out exactly, step by step; Pyro's `pyro.markov` says that only
 neighbours touch. The guide is empty, so the ELBO is log p(x) itself, and every gap of a study is 0. An HMM is the
@@ -9,7 +10,7 @@ simplest check of the machinery for discrete latents: `exact_log_evidence` is th
 The data are scikit-learn's digits, sequences of 8 rows of 8 binary pixels.
 
     amortize check examples/hidden_markov.py:program --data examples/hidden_markov.py:data
-    python examples/hidden_markov.py
+    amortize study examples/hidden_markov.toml
 """
 
 import numpy as np

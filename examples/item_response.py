@@ -1,6 +1,6 @@
 """A two-parameter item-response model with missing answers: one trait a person, two parameters an item.
 
-    trait_i ~ Normal(0, 1),    x_ij | trait_i ~ Bernoulli(sigmoid(slope_j trait_i + easiness_j)), where item j was asked,
+    trait_i ~ Normal(0, 1),    x_ij | trait_i ~ Bernoulli(sigmoid(slope_j trait_i + easiness_j)), where j was asked,
 
 the 2PL model of Birnbaum (1968), with items' parameters as `pyro.param`. A missing answer is NaN, which the program is
 told to let pass, and its term is masked. One latent dimension a person, so that `exact_log_evidence` gives log p(x_i)

@@ -5,7 +5,7 @@
 ProdLDA (Srivastava and Sutton, Autoencoding variational inference for topic models, 2017): a product of experts, in
 which topics are not normalised before they are mixed. Each document has its own number of words n, which is given.
 
-The data are the 1,000 most frequent of the 3,072 words of 20 newsgroups, in the documents that have at least 10 of them.
+The data are the 1,000 most frequent of the 3,072 words of 20 newsgroups, in documents that have at least 10 of them.
 
     amortize check examples/topics.py:program --data examples/topics.py:data
     amortize study examples/topics.toml
@@ -14,7 +14,6 @@ The data are the 1,000 most frequent of the 3,072 words of 20 newsgroups, in the
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 import amortize as am

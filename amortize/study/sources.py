@@ -1,4 +1,4 @@
-"""What a study's data source names: a data set, a file, or a function of the user's that returns data; no torch here."""
+"""What a study's data source names: a file, or data of the user's own Python, made by a function or not; no torch."""
 
 from __future__ import annotations
 

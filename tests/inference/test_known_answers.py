@@ -14,7 +14,7 @@ from tests.mixtures import CENTRES, MIXTURES, MOVES, REAL, WEIGHTS
 from tests.problems import PROBLEMS
 from tests.statistics import z_value
 
-BUDGETS = {"gaussian-mixture": (500, 60)}
+BUDGETS = {"gaussian-mixture": (4000, 40)}
 """Chains and temperatures from the prior: where the posterior has several modes, chains must be many."""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, distributions
 
 from amortize.errors import AmortizeError, ContractError, DataError
 from amortize.program.data import Data
@@ -20,6 +20,7 @@ DTYPE = re.compile(
     r"same dtype|expected scalar type|should be the same|not implemented for '(Byte|Char|Short|Int|Long|Bool)'|"
     r"can't be cast to the desired output type|only Tensors of floating point"
 )
+TORCH = re.compile(r"^'(?P<kind>\w+)' object is not callable$")
 CALL = re.compile(r"\(\) (missing|takes|got an unexpected keyword|got multiple values)")
 
 
@@ -55,6 +56,13 @@ def _better(name: str, data: Data, message: str) -> AmortizeError | None:
         return DataError(
             f"{name} fails on the data's types ({message}). The data are {_types(data)}; numbers other than floats are "
             "passed as they are. Convert them in the model (x.float()) or before (x.astype('float32'))"
+        )
+    torch_made = TORCH.match(message)
+    if torch_made and issubclass(getattr(distributions, torch_made["kind"], type), distributions.Distribution):
+        kind = torch_made["kind"]
+        return ContractError(
+            f"a site draws from torch.distributions.{kind}, which Pyro can't call; latents need its own, "
+            f"pyro.distributions.{kind} (torch's objects do at observed sites)"
         )
     if CALL.search(message):
         return DataError(

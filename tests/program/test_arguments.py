@@ -142,6 +142,16 @@ def test_numbers_that_a_network_cannot_take_are_named():
     assert am.Program(images).dim(np.zeros((5, 4))) == 2
 
 
+def test_a_latent_of_torchs_own_is_named():
+    def latent(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", torch.distributions.Normal(torch.zeros(x.shape[0]), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ContractError, match=r"pyro\.distributions\.Normal"):
+        am.Program(latent).dim(X)
+
+
 @pytest.mark.parametrize("width", [2, 3, 7])
 def test_a_missing_to_event_is_said(width):
     def latent(x):

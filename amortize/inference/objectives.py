@@ -20,7 +20,7 @@ from amortize.program.data import Data
 from amortize.program.discover import run_recorded
 from amortize.program.program import Program
 
-__all__ = ["OBJECTIVES", "loss_of", "make_objective", "require_sites"]
+__all__ = ["OBJECTIVES", "loss_of", "make_objective", "resolve_objective"]
 
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "elbo": Trace_ELBO,
@@ -44,7 +44,8 @@ def make_objective(objective: str | ELBO) -> ELBO:
         return objective
     if objective not in OBJECTIVES:
         raise ArgumentError(
-            f"objective: expected one of {', '.join(map(repr, OBJECTIVES))} or a pyro.infer ELBO, got {objective!r}"
+            f"objective: expected one of 'auto', {', '.join(map(repr, OBJECTIVES))} or a pyro.infer ELBO, got "
+            f"{objective!r}"
         )
     return OBJECTIVES[objective]()
 
@@ -67,19 +68,30 @@ def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
     return cast("Tensor", differentiable.differentiable_loss(model, guide, *data.args, **data.kwargs))
 
 
-def require_sites(objective: ELBO, program: Program, data: Data) -> None:
-    """Say so where the guide leaves discrete sites out and the objective does not sum over them.
+def resolve_objective(objective: str | ELBO, program: Program, data: Data) -> str | ELBO:
+    """What "auto" stands for: "enum-elbo" where the guide leaves discrete latents to be summed out, else "elbo".
 
     Raises
     ------
     ArgumentError
-        Naming the sites, and the objective that does.
+        If the guide leaves discrete latents out and another objective does not sum over them.
     """
+    left_out = _left_out(program, data)
+    if objective == "auto":
+        return "enum-elbo" if left_out else "elbo"
+    elbo = make_objective(objective)
+    if left_out and not isinstance(elbo, TraceEnum_ELBO):
+        raise ArgumentError(
+            f"objective: the guide leaves out {', '.join(map(repr, left_out))}, and {type(elbo).__name__} does not sum "
+            "over discrete latents, so it would be no bound. Use objective='enum-elbo', or 'auto'"
+        )
+    return objective
+
+
+def _left_out(program: Program, data: Data) -> list[str]:
+    discrete = set(program.structure(data).discrete)
+    if not discrete:
+        return []
     assert program.guide is not None
     head = data.rows(slice(0, 2)) if program.bound is None else data
-    left_out = set(program.structure(data).discrete) - set(run_recorded(program.guide, head))
-    if left_out and not isinstance(objective, TraceEnum_ELBO):
-        raise ArgumentError(
-            f"objective: the guide leaves out {', '.join(map(repr, sorted(left_out)))}, and {type(objective).__name__} "
-            "does not sum over discrete latents, so it would be no bound. Use objective='enum-elbo'"
-        )
+    return sorted(discrete - set(run_recorded(program.guide, head)))

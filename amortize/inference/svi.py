@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
-from amortize.inference.objectives import loss_of, make_objective, require_sites
+from amortize.inference.objectives import loss_of, make_objective, resolve_objective
 from amortize.inference.starts import GuideStart
 from amortize.program.adopt import LOCK
 from amortize.program.data import Data
@@ -100,7 +100,7 @@ def fit(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
-    objective: str | ELBO = "elbo",
+    objective: str | ELBO = "auto",
     num_steps: int = 5000,
     seed: int = 0,
     device: str | None = None,
@@ -114,7 +114,8 @@ def fit(  # noqa: PLR0913 (the public face)
         The program (with a guide) and its data.
     objective
         "elbo" (Trace_ELBO), "graph-elbo" (TraceGraph_ELBO), "mean-field-elbo" (TraceMeanField_ELBO), "enum-elbo"
-        (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO.
+        (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO. "auto" is "enum-elbo" where the guide leaves
+        discrete latents out, and "elbo" everywhere else.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
     training
@@ -145,11 +146,13 @@ def fit(  # noqa: PLR0913 (the public face)
     num_steps = check_count("num_steps", num_steps, 0)
     seed = check_seed(seed)
     require_guide(program)
-    elbo = make_objective(objective)
+    if objective != "auto":
+        make_objective(objective)  # an unknown name is refused before anything runs
     data = program.prepare(x, device=device)
     _bind(program, data, training)
     valid = None if training.validation is None else program.prepare(training.validation, device=device)
-    run = _Run(program, elbo, training, num_steps, stream_seed(seed, "fit"))
+    objective = resolve_objective(objective, program, data)
+    run = _Run(program, make_objective(objective), training, num_steps, stream_seed(seed, "fit"))
     begin = time.perf_counter()
     run.train(data, valid, begin)
     settings = training.settings() | {"num_steps": num_steps, "batch_size": run.batch_size(data)}
@@ -217,10 +220,8 @@ class _Run:
         structure = self.program.structure(data)
         verify_trained_guide(self.program, structure, data)
         self.full_size = structure.full_size
-        if structure.discrete:
-            require_sites(self.objective, self.program, data)
-            if isinstance(self.objective, TraceEnum_ELBO) and math.isinf(self.objective.max_plate_nesting):
-                self.objective.max_plate_nesting = structure.batch_ndim  # Pyro's own guess, without its message
+        if isinstance(self.objective, TraceEnum_ELBO) and math.isinf(self.objective.max_plate_nesting):
+            self.objective.max_plate_nesting = structure.batch_ndim  # Pyro's own guess, without its message
         if valid is not None and (structure.dim or structure.sampled):
             with self.program.evaluating():  # checked once: training moves numbers, not sites
                 self.start = GuideStart(self.program.guide_density(valid))

@@ -90,8 +90,9 @@ class DataSpec(_Table):
 class FitSpec(_Table):
     """Training of the guide, and of the model's parameters if it has any."""
 
-    objective: Literal["elbo", "graph-elbo", "mean-field-elbo", "enum-elbo"] = Field(
-        default="elbo", description="Pyro's ELBO to maximise"
+    objective: Literal["auto", "elbo", "graph-elbo", "mean-field-elbo", "enum-elbo"] = Field(
+        default="auto",
+        description="Pyro's ELBO to maximise (auto: enum-elbo where the guide leaves discrete latents out)",
     )
     num_steps: Count = Field(default=5000, description="optimiser steps, at most")
     learning_rate: Positive = Field(default=1e-3, description="Adam's learning rate at the start")

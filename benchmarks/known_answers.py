@@ -1,24 +1,31 @@
-"""Every estimator against answers known exactly: factor analysis, z 5, x 20, 64 datapoints, float32.
+"""Every estimator against answers known exactly.
 
     python benchmarks/known_answers.py [--seeds 8]
 
 Prints a markdown table: the error of the mean over datapoints, its mean, spread and largest size over seeds, and the
-figure asked for. The model is ``am.models.FactorAnalysis.random()``: W and b standard normal, psi uniform on [0.25, 1],
-so that the posterior is about five times narrower than the prior.
+figure asked for. The model is ``am.models.FactorAnalysis.random()``, z 5, x 20, 64 datapoints, float32: W and b
+standard normal, psi uniform on [0.25, 1], so that the posterior is about five times narrower than the prior. The last
+rows are the problems of ``tests/problems.py``, 6 datapoints each, float64: conjugate pairs, a Gaussian mixture against
+its enumeration, a linear-Gaussian state space against the Kalman filter.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import amortize as am
 from amortize.errors import AmortizeWarning
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.problems import PROBLEMS
 
 NUM = 64
 
@@ -78,6 +85,15 @@ def gaps(seeds: range) -> Iterator[tuple[str, np.ndarray, str]]:
         yield f"linear VAE, {name} ({truth:.2f} nats): error of the mean", error, "<= 0.03"
 
 
+def problems(seeds: range) -> Iterator[tuple[str, np.ndarray, str]]:
+    """From the prior; where the posterior has several modes, chains must be many."""
+    for name, make in PROBLEMS.items():
+        truth, chains = make(), 4000 if name == "gaussian-mixture" else 128
+        method = am.AIS(num_chains=chains, num_temperatures=60, kernel=am.HMC(num_leapfrog=5))
+        runs = [am.evidence(truth.program(), truth.data, method=method, start="prior", seed=seed) for seed in seeds]
+        yield f"{name}, AIS from the prior, {chains} x 60: mean error", _means(runs, truth.log_evidence), "<= 0.02"
+
+
 def _means(runs: list[am.Evidence], truth: np.ndarray) -> np.ndarray:
     return np.array([(run.log_evidence - truth).mean() for run in runs])
 
@@ -86,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=8)
     seeds = range(parser.parse_args().seeds)
-    parts: list[Callable[[range], Iterator[tuple[str, np.ndarray, str]]]] = [annealing, local, gaps]
+    parts: list[Callable[[range], Iterator[tuple[str, np.ndarray, str]]]] = [annealing, local, gaps, problems]
     print("| quantity | mean over seeds | sd over seeds | largest size | asked for |\n| --- | --- | --- | --- | --- |")
     begin = time.perf_counter()
     for part in parts:

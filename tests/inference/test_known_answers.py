@@ -187,7 +187,7 @@ def test_a_mixture_vae_is_trained_with_its_class_summed_out():
     vae = MixtureVAE()
     program = am.Program(vae.model, vae.guide)
     with pytest.raises(ArgumentError, match=r"leaves out 'k'.*'enum-elbo'"):
-        am.fit(program, x, num_steps=1)
+        am.fit(program, x, objective="elbo", num_steps=1)
     settings = am.Training(learning_rate=0.03)
     fitted = am.fit(program, x, objective="enum-elbo", num_steps=300, training=settings)
     assert fitted.history["elbo"].iloc[-20:].mean() > fitted.history["elbo"].iloc[:5].mean() + 5

@@ -8,6 +8,7 @@ Letters: C chains, N datapoints, D continuous latents, M sampled discrete variab
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from amortize.program.sites import Structure
 if TYPE_CHECKING:
     from amortize.program.program import Program
 
-__all__ = ["JointTerms", "Latents", "LogJoint", "require_guide"]
+__all__ = ["FoldedLogJoint", "JointTerms", "Latents", "LogJoint", "require_guide"]
 
 
 class Latents(NamedTuple):
@@ -34,8 +35,8 @@ class Latents(NamedTuple):
     choices: Tensor
 
 
-class LogJoint:
-    """log p(x_n, u_n) of a program, vectorised by folding chains into the data batch.
+class LogJoint(ABC):
+    """log p(x_n, u_n) of a program.
 
     Parameters
     ----------
@@ -55,7 +56,6 @@ class LogJoint:
     def __init__(self, program: Program, structure: Structure, like: Tensor) -> None:
         _refuse_scaled(structure)
         self.program, self.structure, self.like = program, structure, like
-        self.runner = Runner(program.model, structure.sites, structure.plate, like, structure.batch_ndim)
 
     @property
     def dim(self) -> int:
@@ -67,6 +67,12 @@ class LogJoint:
         """How many rows the model is run on for one row of u."""
         return self.structure.num_configurations if self.structure.summation == "tiling" else 1
 
+    def __call__(self, data: Data, u: Tensor) -> Tensor:
+        """Log p(x_n, u_cn) in nats, for u (C, N, D): (C, N)."""
+        chains, num, dim = u.shape
+        return self.terms(data.fold(chains), u=u.reshape(chains * num, dim)).joint.reshape(chains, num)
+
+    @abstractmethod
     def terms(
         self,
         data: Data,
@@ -76,34 +82,63 @@ class LogJoint:
         values: Mapping[str, Tensor] | None = None,
     ) -> JointTerms:
         """Evaluate B rows at ``u`` (B, D) and ``choices`` (B, M), or at constrained ``values`` (no Jacobian then)."""
+
+    @abstractmethod
+    def draw_prior(self, data: Data) -> Latents:
+        """One draw from the prior for each row; draws from the global generators."""
+
+    @abstractmethod
+    def draw_enumerated(self, data: Data, latents: Latents) -> dict[str, Tensor]:
+        """Values of the summed-out sites given u, from their exact conditional; draws from the global generators."""
+
+    @abstractmethod
+    def messages(self, data: Data, values: Mapping[str, Tensor], *, guide: bool = False) -> dict[str, dict[str, Any]]:
+        """The message of each sample site of a run of the model (or guide) with constrained ``values`` put in.
+
+        Sites without a value are drawn from the global generators.
+        """
+
+    @abstractmethod
+    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
+        """The latents of constrained values, and the terms there with the Jacobian."""
+
+
+class FoldedLogJoint(LogJoint):
+    """The log joint of a program with a data plate, vectorised by folding chains into the data batch."""
+
+    def __init__(self, program: Program, structure: Structure, like: Tensor) -> None:
+        super().__init__(program, structure, like)
+        self.runner = Runner(program.model, structure.sites, structure.plate, like, structure.batch_ndim)
+
+    def terms(
+        self,
+        data: Data,
+        *,
+        u: Tensor | None = None,
+        choices: Tensor | None = None,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> JointTerms:
+        """Fold, run, and sum discrete sites out."""
         structure = self.structure
         place = self._placement(u, choices, values)
         return summed(self.runner, data, place, structure.enumerated, structure.summation)
 
-    def __call__(self, data: Data, u: Tensor) -> Tensor:
-        """Log p(x_n, u_cn) in nats, for u (C, N, D): (C, N)."""
-        chains, num, dim = u.shape
-        return self.terms(data.fold(chains), u=u.reshape(chains * num, dim)).joint.reshape(chains, num)
-
     def draw_prior(self, data: Data) -> Latents:
-        """One draw from the prior for each row; draws from the global generators."""
+        """Run the model."""
         record = Record()
         with unvalidated(), torch.no_grad(), record:
             self.program.model(*data.args, **data.kwargs)
         return self._flatten(record.messages, data.num_datapoints)
 
     def draw_enumerated(self, data: Data, latents: Latents) -> dict[str, Tensor]:
-        """Values of the summed-out sites given u, from their exact conditional; draws from the global generators."""
+        """Backwards through the sum that eliminated them, or one of the tiles."""
         place = self._placement(latents.u, latents.choices, None)
         structure = self.structure
         with torch.no_grad():
             return draw_enumerated(self.runner, data, place, structure.enumerated, structure.summation)
 
     def messages(self, data: Data, values: Mapping[str, Tensor], *, guide: bool = False) -> dict[str, dict[str, Any]]:
-        """The message of each sample site of a run of the model (or guide) with constrained ``values`` put in.
-
-        Sites without a value are drawn from the global generators.
-        """
+        """Run it once."""
         function = self.program.guide if guide else self.program.model
         assert function is not None
         put = Substitute(self.structure.sites, LogTerms(data.num_datapoints, self.like), values=values)
@@ -113,13 +148,14 @@ class LogJoint:
         return record.messages
 
     def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
-        """The latents of constrained values, and the terms there with the Jacobian."""
+        """By the bijections of the supports in a run with these values."""
         latents = self._flatten(self.messages(data, values), data.num_datapoints)
         return latents, self.terms(data, u=latents.u, choices=latents.choices)
 
     def _placement(self, u: Tensor | None, choices: Tensor | None, values: Mapping[str, Tensor] | None) -> Placement:
         sampled = self.structure.sampled
         if choices is None or not sampled:
+            assert not sampled or values is not None, "sampled discrete sites need choices"
             return Placement(u, values)
         return Placement(u, values, split_choices(self.structure.sites, sampled, choices))
 

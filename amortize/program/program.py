@@ -21,7 +21,7 @@ from amortize.program.autoguide import bound_density
 from amortize.program.bound import Bound
 from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
 from amortize.program.data import Data
-from amortize.program.density import LogJoint, require_guide
+from amortize.program.density import FoldedLogJoint, LogJoint, require_guide
 from amortize.program.describe import describe
 from amortize.program.discover import HEAD, discover, run_recorded
 from amortize.program.discrete import resolve_discrete
@@ -197,7 +197,7 @@ class Program(nn.Module):
     def unverified_log_joint(self, data: Data, structure: Structure) -> LogJoint:
         """The log joint, for those who try the contract themselves."""
         like = torch.zeros((), dtype=structure.dtype, device=_device(data))
-        return WholeLogJoint(self, structure, like, data) if self.whole else LogJoint(self, structure, like)
+        return WholeLogJoint(self, structure, like, data) if self.whole else FoldedLogJoint(self, structure, like)
 
     def guide_density(self, data: Data) -> GuideDensity:
         """The guide's sampler and density, checked against the model's sites."""

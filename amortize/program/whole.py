@@ -159,6 +159,10 @@ class WholeLogJoint(LogJoint):
         with torch.no_grad():
             return self._latents(self.whole.flatten(data, self.whole.draw(data)[0]))
 
+    def draw_enumerated(self, data: Data, latents: Latents) -> dict[str, Tensor]:  # noqa: ARG002
+        """Nothing: there are no discrete sites."""
+        return {}
+
     def messages(self, data: Data, values: Mapping[str, Tensor], *, guide: bool = False) -> dict[str, dict[str, Any]]:
         """The message of each sample site of a run of the model (or guide), one row of ``values`` (1, ...) put in."""
         assert data.num_datapoints == 1

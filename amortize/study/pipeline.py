@@ -55,7 +55,7 @@ class Pipeline:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families to fit: none where all is discrete, one in one dimension, where a full covariance is no other."""
+        """The families to fit: none where all is discrete; one in one dimension, where full covariance is no other."""
         families = tuple(self.study.local.families) if self.program.dim(self.data) > 0 else ()
         return ("mean-field",) if "mean-field" in families and self._one_dimensional else families
 

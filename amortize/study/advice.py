@@ -42,6 +42,7 @@ def advise(
     reference: str | None,
     evidence_ess: NDArray[np.float64] | None = None,
     unconverged: Mapping[str, int] | None = None,
+    all_discrete: bool = False,
 ) -> str:
     """One or two sentences: what would pay, and what to beware of.
 
@@ -55,9 +56,13 @@ def advise(
         (N,) effective number of chains behind each log evidence.
     unconverged
         For each family, how many local fits did not converge.
+    all_discrete
+        Whether there is no continuous latent, and so no family to split the gap by.
     """
     finding = examine(table, reference=reference)
     sentence = _SENTENCES[finding.verdict](finding)
+    if all_discrete and finding.verdict == "unsplit":
+        sentence = _discrete(finding)
     cautions = [
         *_evidence_cautions(table, evidence_ess),
         *_row_cautions(finding, unconverged or {}),
@@ -118,6 +123,13 @@ def _unsplit(finding: Finding) -> str:
     return (
         'Fit a family to each datapoint, for example families=("mean-field", "full-covariance"), to learn whether'
         f" the family or the encoder loses the {_gap(finding)} nats a datapoint."
+    )
+
+
+def _discrete(finding: Finding) -> str:
+    return (
+        f"The guide loses {_gap(finding)} nats a datapoint. All latents are discrete, so no Gaussian splits it into family"
+        " and encoder: a larger or longer-trained encoder, or one whose variables depend on one another, would pay."
     )
 
 

@@ -24,12 +24,14 @@ from amortize.inference.ais import AIS
 from amortize.inference.evidence import evidence as measure_evidence
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import fit_local
+from amortize.program.data import Data
 from amortize.program.density import require_guide
+from amortize.program.discover import run_recorded
 from amortize.program.program import Program
 from amortize.study.advice import advise
 from amortize.study.guide_family import guide_family as find_guide_family
 
-__all__ = ["Ledger", "gaps", "ledger_from", "summarise"]
+__all__ = ["Ledger", "gaps", "guide_treatment", "ledger_from", "summarise"]
 
 Vector = NDArray[np.float64]
 
@@ -151,7 +153,13 @@ def gaps(  # noqa: PLR0913 (the public face)
     data = program.prepare(x, device=device)
     family = find_guide_family(program, data)
     importance = measure_evidence(
-        program, data, method=ImportanceSampling(num_draws), start="guide", seed=seed, device=device
+        program,
+        data,
+        method=ImportanceSampling(num_draws),
+        start="guide",
+        discrete=guide_treatment(program, data),
+        seed=seed,
+        device=device,
     )
     families = tuple(families) if program.structure(data).dim else ()  # where all is discrete there is none to fit
     local = {name: fit_local(program, data, family=name, seed=seed, device=device) for name in families}
@@ -162,7 +170,22 @@ def gaps(  # noqa: PLR0913 (the public face)
         "seed": seed,
         "device": device,
     }
-    return ledger_from(evidence, importance, local, guide_family=family, settings=settings)
+    all_discrete = not program.structure(data).dim
+    return ledger_from(
+        evidence, importance, local, guide_family=family, settings=settings, all_discrete=all_discrete
+    )
+
+
+def guide_treatment(program: Program, data: Data) -> str | None:
+    """How to treat discrete latents where a guide is judged: "sample" where they are all it draws, else as ever.
+
+    With every latent summed out, the evidence is exact and nothing is left of the guide.
+    """
+    structure = program.structure(data)
+    if structure.dim or program.guide is None:
+        return None
+    drawn = run_recorded(program.guide, data.rows(slice(0, 2)))
+    return "sample" if set(structure.discrete) <= set(drawn) else None
 
 
 def ledger_from(
@@ -172,6 +195,7 @@ def ledger_from(
     *,
     guide_family: str | None,
     settings: Mapping[str, Any] | None = None,
+    all_discrete: bool = False,
 ) -> Ledger:
     """Make the ledger from its parts, without drawing anything.
 
@@ -188,6 +212,8 @@ def ledger_from(
         The guide's family, or None where it isn't known.
     settings
         Kept in the ledger, with ``reference`` and ``num_unconverged`` added.
+    all_discrete
+        Whether there is no continuous latent, and so no family to fit.
 
     Raises
     ------
@@ -204,7 +230,13 @@ def ledger_from(
     return Ledger(
         table=table,
         summary=summarise(table),
-        advice=advise(table, reference=own, evidence_ess=np.asarray(evidence.ess), unconverged=unconverged),
+        advice=advise(
+            table,
+            reference=own,
+            evidence_ess=np.asarray(evidence.ess),
+            unconverged=unconverged,
+            all_discrete=all_discrete,
+        ),
         guide_family=guide_family or "other",
         families=tuple(local),
         evidence=evidence,

@@ -27,7 +27,7 @@ from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
 from amortize.random import stream_seed
 from amortize.study.dynamic import redrawing
-from amortize.study.gaps import Ledger, ledger_from
+from amortize.study.gaps import Ledger, guide_treatment, ledger_from
 from amortize.study.guide_family import guide_family
 from amortize.study.prepare import Prepared, observed
 from amortize.study.spec import Study
@@ -139,12 +139,13 @@ class Pipeline:
         """Importance weights of the guide's draws: its ELBO, k-hat and effective sample size; None without a guide."""
         if self.program.guide is None:
             return None
-        return self._measure("guide", ImportanceSampling(self.study.evidence.num_draws), "guide")
+        method = ImportanceSampling(self.study.evidence.num_draws)
+        return self._measure("guide", method, "guide", guide_treatment(self.program, self.data))
 
     def evidence(self, importance: Evidence | None) -> Evidence:
         """Log p(x) of each evaluated datapoint, as the spec says."""
         spec = self.study.evidence
-        if spec.method == "importance":
+        if spec.method == "importance" and guide_treatment(self.program, self.data) is None:
             assert importance is not None  # prepare refuses importance sampling without a guide
             return importance
         return self._measure("evidence", self._method(), spec.start)
@@ -156,13 +157,22 @@ class Pipeline:
             return ImportanceSampling(spec.num_draws)
         return AIS(spec.num_chains, spec.num_temperatures, HMC(spec.num_leapfrog), spec.schedule)
 
-    def _measure(self, name: str, method: AIS | ImportanceSampling, start: str | None) -> Evidence:
+    def _measure(
+        self, name: str, method: AIS | ImportanceSampling, start: str | None, discrete: str | None = None
+    ) -> Evidence:
+        settings = {"method": type(method).__name__, **asdict(method), "start": start, "discrete": discrete}
         return self.stages.run(
             name,
-            self._evaluating(name, {"method": type(method).__name__, **asdict(method), "start": start}),
+            self._evaluating(name, settings),
             dataclass_codec(Evidence),
             lambda: evidence(
-                self.program, self.data, method=method, start=start, seed=self._seed(name), device=self.study.device
+                self.program,
+                self.data,
+                method=method,
+                start=start,
+                discrete=discrete,
+                seed=self._seed(name),
+                device=self.study.device,
             ),
         )
 
@@ -180,7 +190,14 @@ class Pipeline:
         family = None if importance is None or not local else guide_family(self.program, self.data)
         if family is not None and family not in local and self._one_dimensional and "mean-field" in local:
             family = "mean-field" if family == "full-covariance" else family
-        ledger = ledger_from(measured, importance, local, guide_family=family, settings=settings)
+        ledger = ledger_from(
+            measured,
+            importance,
+            local,
+            guide_family=family,
+            settings=settings,
+            all_discrete=not self.program.dim(self.data),
+        )
         return replace(ledger, table=ledger.table.set_axis(self.prepared.split.rows, axis=0).rename_axis("datapoint"))
 
     def draws(self, local: Mapping[str, LocalPosterior]) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from amortize.errors import AmortizeWarning, ContractError, GuideMismatchError
 from amortize.program.data import Data
 from amortize.program.enumerate import JointTerms, Placement, Runner, draw_enumerated, split_choices, summed
 from amortize.program.handlers import LogTerms, Record, Substitute, choices_of, unvalidated
+from amortize.program.masks import redrawn
 from amortize.program.sites import Structure
 
 if TYPE_CHECKING:
@@ -99,8 +100,13 @@ class LogJoint(ABC):
         """
 
     @abstractmethod
-    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
-        """The latents of constrained values, and the terms there with the Jacobian."""
+    def unconstrain(
+        self, data: Data, values: Mapping[str, Tensor], *, redraw: Collection[str] = ()
+    ) -> tuple[Latents, JointTerms]:
+        """The latents of constrained values, and the terms there with the Jacobian.
+
+        What a mask hides at the sites ``redraw`` is drawn from its stand-in, from the global generators.
+        """
 
 
 class FoldedLogJoint(LogJoint):
@@ -108,7 +114,9 @@ class FoldedLogJoint(LogJoint):
 
     def __init__(self, program: Program, structure: Structure, like: Tensor) -> None:
         super().__init__(program, structure, like)
-        self.runner = Runner(program.model, structure.sites, structure.plate, like, structure.batch_ndim)
+        self.runner = Runner(
+            program.model, structure.sites, structure.plate, like, structure.batch_ndim, structure.hidden
+        )
 
     def terms(
         self,
@@ -128,7 +136,7 @@ class FoldedLogJoint(LogJoint):
         record = Record()
         with unvalidated(), torch.no_grad(), record:
             self.program.model(*data.args, **data.kwargs)
-        return self._flatten(record.messages, data.num_datapoints)
+        return self._flatten(record.messages, data.num_datapoints, self.structure.hidden)
 
     def draw_enumerated(self, data: Data, latents: Latents) -> dict[str, Tensor]:
         """Backwards through the sum that eliminated them, or one of the tiles."""
@@ -147,9 +155,11 @@ class FoldedLogJoint(LogJoint):
             function(*data.args, **data.kwargs)
         return record.messages
 
-    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
+    def unconstrain(
+        self, data: Data, values: Mapping[str, Tensor], *, redraw: Collection[str] = ()
+    ) -> tuple[Latents, JointTerms]:
         """By the bijections of the supports in a run with these values."""
-        latents = self._flatten(self.messages(data, values), data.num_datapoints)
+        latents = self._flatten(self.messages(data, values), data.num_datapoints, redraw)
         return latents, self.terms(data, u=latents.u, choices=latents.choices)
 
     def _placement(self, u: Tensor | None, choices: Tensor | None, values: Mapping[str, Tensor] | None) -> Placement:
@@ -159,11 +169,14 @@ class FoldedLogJoint(LogJoint):
             return Placement(u, values)
         return Placement(u, values, split_choices(self.structure.sites, sampled, choices))
 
-    def _flatten(self, messages: Mapping[str, Mapping[str, Any]], num_rows: int) -> Latents:
+    def _flatten(self, messages: Mapping[str, Mapping[str, Any]], num_rows: int, redraw: Collection[str]) -> Latents:
         u, choices = [self.like.new_zeros(num_rows, 0)], [self.like.new_zeros(num_rows, 0, dtype=torch.long)]
         for name in self.structure.continuous:
             value = biject_to(messages[name]["fn"].support).inv(messages[name]["value"])
-            front = self.structure.sites[name].front
+            site = self.structure.sites[name]
+            if name in redraw:
+                value = redrawn(site, messages[name], value)
+            front = site.front
             u.append((value.movedim(front, 0).flatten(1) if value.dim() > 1 else value.unsqueeze(1)).to(self.like))
         for name in self.structure.sampled:
             msg = messages[name]

@@ -28,6 +28,7 @@ from amortize.program.blame import with_line
 from amortize.program.data import Data
 from amortize.program.explain import explained
 from amortize.program.handlers import Record, atoms, base_of, data_dim, unvalidated, user_scale
+from amortize.program.masks import mask_of
 from amortize.program.scales import as_number, common_scale
 from amortize.program.sites import Site, Structure
 from amortize.program.supports import PositiveDefiniteFromVector  # noqa: F401 (registers bijections)
@@ -193,6 +194,7 @@ def _structure(plate: str, messages: Messages) -> Structure:
         full,
         batch_ndim,
         common_scale=common_scale(messages, plate) if scaled else 1.0,
+        hidden=tuple(n for n, site in sites.items() if not site.discrete and mask_of(messages[n]) is not None),
     )
 
 

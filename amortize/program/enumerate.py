@@ -64,7 +64,8 @@ class Placement(NamedTuple):
 class JointTerms(NamedTuple):
     """Log densities of B rows, in nats, and the values by site.
 
-    ``prior`` is over u (Jacobian included); ``outside`` is what stands outside the plate, a scalar.
+    ``prior`` is over u (Jacobian included); ``outside`` is what stands outside the plate, a scalar; ``hidden`` (B,) by
+    site is what stands in for latents that a mask hides, without Jacobian.
     """
 
     prior: Tensor
@@ -72,6 +73,7 @@ class JointTerms(NamedTuple):
     jacobian: Tensor
     outside: Tensor
     values: dict[str, Tensor]
+    hidden: dict[str, Tensor]
 
     @property
     def joint(self) -> Tensor:
@@ -84,6 +86,7 @@ class Runner:
     """Runs a model or guide with latents put in, and adds up what it says of each row.
 
     ``batch_ndim`` is the largest number of batch dimensions of its sites: contraction works to the left of them.
+    ``hides`` names the latents that a mask hides, for which something ``stands_in`` or nothing.
     """
 
     function: Callable[..., Any]
@@ -91,16 +94,18 @@ class Runner:
     plate: str
     like: Tensor
     batch_ndim: int
+    hides: tuple[str, ...] = ()
+    stands_in: bool = True
 
     def rows(self, data: Data, place: Placement) -> JointTerms:
         """One run, nothing summed out."""
         terms = LogTerms(data.num_datapoints, self.like)
-        score = Score(self.sites, self.plate, terms)
+        score = Score(self.sites, self.plate, terms, hides=self.hides, stands_in=self.stands_in)
         put = Substitute(self.sites, terms, u=place.u, values=place.values, choices=place.choices)
         with unvalidated(), score, put:
             self.function(*data.args, **data.kwargs)
         prior = terms.latent + terms.jacobian
-        return JointTerms(prior, terms.observed, terms.jacobian, terms.outside, score.values)
+        return JointTerms(prior, terms.observed, terms.jacobian, terms.outside, score.values, terms.hidden)
 
 
 def configurations(sites: Mapping[str, Site], names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
@@ -163,9 +168,10 @@ def _tiled(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -
     kept = {name: v for name, v in first_terms.values.items() if name not in names}
     values = {name: v.narrow(runner.sites[name].front, 0, num) for name, v in kept.items()}
     jacobian = first_terms.jacobian[:num]
+    hidden = {name: value[:num] for name, value in first_terms.hidden.items()}
     total_prior = prior.logsumexp(0)
     likelihood = joint.logsumexp(0) - total_prior
-    return JointTerms(total_prior, likelihood, jacobian, first_terms.outside, values), joint
+    return JointTerms(total_prior, likelihood, jacobian, first_terms.outside, values, hidden), joint
 
 
 def _contracted(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -> JointTerms:
@@ -173,12 +179,12 @@ def _contracted(runner: Runner, data: Data, place: Placement, names: Sequence[st
     if num == 1:  # Pyro takes a plate of size 1 for no plate
         twice = _contracted(runner, data.fold(2), place.tile(2, runner.sites, {}, 1), names)
         values = {name: v.narrow(runner.sites[name].front, 0, 1) for name, v in twice.values.items()}
-        return JointTerms(twice.prior[:1], twice.likelihood[:1], twice.jacobian[:1], twice.outside, values)
+        return JointTerms(twice.prior[:1], twice.likelihood[:1], twice.jacobian[:1], twice.outside, values, {})
     trace, terms = _enumerated(runner, data, place, names)
     latent, everything, outside = _factors(runner, trace, names)
     prior, joint = (_eliminated(runner, trace, tree, num)[0] for tree in (latent, everything))
     values = {name: trace.nodes[name]["value"] for name in runner.sites if name in trace.nodes and name not in names}
-    return JointTerms(prior + terms.jacobian, joint - prior, terms.jacobian, outside, values)
+    return JointTerms(prior + terms.jacobian, joint - prior, terms.jacobian, outside, values, {})
 
 
 def _draw_contracted(runner: Runner, data: Data, place: Placement, names: Sequence[str]) -> dict[str, Tensor]:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amortize.errors import DiscreteLatentError
+from amortize.errors import DiscreteLatentError, GuideMismatchError
 from amortize.program.data import Data
 from amortize.program.density import JointTerms, Latents, LogJoint
 from amortize.program.discrete import MANY, way_to_sum
 from amortize.program.enumerate import Placement, Runner, summed
-from amortize.program.handlers import LogTerms, Score, unvalidated
+from amortize.program.handlers import LogTerms, Record, Score, unvalidated
+from amortize.program.masks import mask_of, same_mask
+from amortize.random import pyro_rng
 
 __all__ = ["Draw", "GuideDensity", "TracedGuide"]
 
@@ -35,6 +37,8 @@ class GuideDensity(ABC):
     """Sampler and density of a guide."""
 
     log_joint: LogJoint
+    hides: tuple[str, ...] = ()
+    """Latents that the guide hides by the model's own mask: their hidden entries are in no density of ``sample``."""
 
     @abstractmethod
     def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
@@ -51,8 +55,12 @@ class GuideDensity(ABC):
     def draw(self, data: Data) -> Draw:
         """One draw a row; draws from the global generators."""
         values, log_q = self.sample(data)
-        latents, terms = self.log_joint.unconstrain(data, values)
-        return Draw(latents, terms.joint, log_q + terms.jacobian)
+        latents, terms = self.log_joint.unconstrain(data, values, redraw=self.hides)
+        return Draw(latents, terms.joint, log_q + self.stand_ins(terms) + terms.jacobian)
+
+    def stand_ins(self, terms: JointTerms) -> Tensor:
+        """What stands in for the latents that guide and model both hide by a mask, (B,), without Jacobian."""
+        return sum((terms.hidden[name] for name in self.hides), self.log_joint.like.new_zeros(()))
 
     def rows_of(self, values: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         """The values of some rows."""
@@ -82,7 +90,10 @@ class TracedGuide(GuideDensity):
         self.summed_out = tuple(name for name in structure.enumerated if name in drawn)
         guide = log_joint.program.guide
         assert guide is not None
-        self.runner = Runner(guide, self.sites, plate, log_joint.like, structure.batch_ndim)
+        self.hides = _hidden_by_both(log_joint, data)
+        self.runner = Runner(
+            guide, self.sites, plate, log_joint.like, structure.batch_ndim, self.hides, stands_in=False
+        )
         self.method, reason = way_to_sum(self.runner, data, self.summed_out, MANY)
         if not self.method:
             raise DiscreteLatentError(
@@ -93,7 +104,7 @@ class TracedGuide(GuideDensity):
     def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
         """Run the guide."""
         terms = LogTerms(data.num_datapoints, self.log_joint.like)
-        score = Score(self.sites, self.plate, terms)
+        score = Score(self.sites, self.plate, terms, hides=self.hides, stands_in=False)
         with unvalidated(), torch.no_grad(), score:
             self._guide(*data.args, **data.kwargs)
         values = {name: value for name, value in score.values.items() if name not in self.summed_out}
@@ -108,8 +119,32 @@ class TracedGuide(GuideDensity):
 
     def log_q(self, data: Data, u: Tensor, terms: JointTerms) -> Tensor:  # noqa: ARG002 (its values are in terms)
         """Run the guide with the model's values put in."""
-        return self.log_density(data, terms.values) + terms.jacobian
+        return self.log_density(data, terms.values) + self.stand_ins(terms) + terms.jacobian
 
     @property
     def _guide(self) -> Any:
         return self.runner.function
+
+
+def _hidden_by_both(log_joint: LogJoint, data: Data) -> tuple[str, ...]:
+    """The hidden latents of the model that the guide masks too; one that it does not mask pays for its density."""
+    hidden, guide = log_joint.structure.hidden, log_joint.program.guide
+    if not hidden or guide is None:
+        return ()
+    record = Record()
+    with pyro_rng(0, "hidden"), unvalidated(), torch.no_grad():
+        with record:
+            guide(*data.args, **data.kwargs)
+        model = log_joint.messages(data, {name: record.messages[name]["value"] for name in hidden})
+    both = []
+    for name in hidden:
+        theirs = mask_of(record.messages[name])
+        if theirs is None:
+            continue
+        if not same_mask(theirs, mask_of(model[name])):
+            raise GuideMismatchError(
+                f"guide site {name!r} is under another mask than the model's, so that it has no density where only one "
+                "of them hides it. Give both the same pyro.poutine.mask(mask=...)"
+            )
+        both.append(name)
+    return tuple(both)

@@ -7,11 +7,12 @@ discrete variables of a datapoint, K values of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
@@ -22,6 +23,7 @@ from torch.distributions import Bernoulli, Independent, biject_to
 from torch.nn.functional import softplus
 
 from amortize.errors import ContractError, DynamicStructureError, UnboundedDiscreteError
+from amortize.program.masks import log_stand_in, mask_of
 from amortize.program.sites import Site
 
 __all__ = [
@@ -65,12 +67,16 @@ def log_density(fn: Any, value: Tensor) -> Tensor:
 
 
 class LogTerms:
-    """Log densities of one run in nats: latents, observations and Jacobian (B,); ``outside`` the plate, a scalar."""
+    """Log densities of one run in nats: latents, observations and Jacobian (B,); ``outside`` the plate, a scalar.
+
+    ``hidden`` (B,) by site is what stands in for the entries of latents that a mask hides, part of ``latent``.
+    """
 
     def __init__(self, num_rows: int, like: Tensor) -> None:
         zero = like.new_zeros(num_rows)
         self.latent, self.observed, self.jacobian = zero, zero, zero
         self.outside = like.new_zeros(())
+        self.hidden: dict[str, Tensor] = {}
 
 
 class Score(Messenger):
@@ -84,11 +90,24 @@ class Score(Messenger):
         Name of the data plate.
     terms
         Where the log densities are added.
+    hides
+        Names of latents whose mask hides them.
+    stands_in
+        Whether a normal density over u stands in for what is hidden, or nothing.
     """
 
-    def __init__(self, sites: Mapping[str, Site], plate: str, terms: LogTerms) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        plate: str,
+        terms: LogTerms,
+        *,
+        hides: Collection[str] = (),
+        stands_in: bool = True,
+    ) -> None:
         super().__init__()
         self.sites, self.plate, self.terms = sites, plate, terms
+        self.hides, self.stands_in = hides, stands_in
         self.values: dict[str, Tensor] = {}
         self.observed: dict[str, Any] = {}
 
@@ -99,6 +118,9 @@ class Score(Messenger):
         dim = data_dim(msg, self.plate)
         if latent:
             self.values[msg["name"]] = msg["value"]
+            mask = mask_of(msg) if msg["name"] in self.hides else None
+            if mask is not None:
+                log_prob = torch.where(mask, log_prob, 0.0) + self._stand_in(msg, mask, dim)
             self.terms.latent = self.terms.latent + per_row(log_prob, dim)
             return
         self.observed[msg["name"]] = msg["fn"]
@@ -106,6 +128,13 @@ class Score(Messenger):
             self.terms.outside = self.terms.outside + log_prob.sum()
         else:
             self.terms.observed = self.terms.observed + per_row(log_prob, dim)
+
+    def _stand_in(self, msg: dict[str, Any], mask: Tensor, dim: int | None) -> Tensor | float:
+        if not self.stands_in:
+            return 0.0
+        stand_in = torch.where(mask, 0.0, log_stand_in(self.sites[msg["name"]], msg))
+        self.terms.hidden[msg["name"]] = per_row(stand_in, dim)
+        return stand_in
 
 
 class Substitute(Messenger):
@@ -168,7 +197,7 @@ class Substitute(Messenger):
 def log_factor(msg: Mapping[str, Any], sites: Mapping[str, Site], plate: str) -> tuple[Tensor, bool]:
     """Log density at a site in nats, batch dimensions kept, and whether the site is a latent.
 
-    A mask on a latent is dropped: what it hides enters no observation, and must be normalised.
+    A mask on a latent is left to the caller: what it hides enters no observation, and must be normalised.
     """
     latent = msg["name"] in sites
     if not latent and not msg["is_observed"]:

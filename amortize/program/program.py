@@ -27,6 +27,7 @@ from amortize.program.discover import HEAD, discover, run_recorded
 from amortize.program.discrete import resolve_discrete
 from amortize.program.enumerate import Runner
 from amortize.program.guide import GuideDensity, TracedGuide
+from amortize.program.hidden import hidden_sites
 from amortize.program.joint import CompiledLogJoint
 from amortize.program.names import refuse_shared_names
 from amortize.program.scales import common_scale
@@ -186,7 +187,8 @@ class Program(nn.Module):
         unknown = sorted(set(self.condition) - {*structure.outside, *structure.observed})
         if unknown:
             raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
-        return self._with_discrete(structure, data) if structure.discrete else structure
+        structure = self._with_discrete(structure, data) if structure.discrete else structure
+        return self._with_hidden(structure, data) if structure.hidden else structure
 
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""
@@ -286,6 +288,15 @@ class Program(nn.Module):
             self.bound.restore_later(claimed)
         for name, value in lazy.items():
             self._scope(name).restore_later(name.rsplit(".", 1)[1], value)
+
+    def _with_hidden(self, structure: Structure, data: Data) -> Structure:
+        """Which masked latents are truly hidden; contraction takes none for hidden."""
+        if self.whole or structure.summation == "contraction":
+            return replace(structure, hidden=())
+        like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+        runner = Runner(self.model, structure.sites, structure.plate, like, structure.batch_ndim)
+        with self.evaluating():
+            return replace(structure, hidden=hidden_sites(runner, structure, data))
 
     def _with_discrete(self, structure: Structure, data: Data) -> Structure:
         """How discrete sites are treated; tried once for each shape of the program."""

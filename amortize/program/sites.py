@@ -51,6 +51,7 @@ class Structure:
     ``full_size`` is the size that a subsampling plate declares, None where the plate follows the batch;
     ``batch_ndim`` is the largest number of batch dimensions of a site. Discrete sites
     are summed out by ``summation`` ("none", "tiling" or "contraction"), except those ``sampled``; ``reason`` says why.
+    ``hidden`` names continuous latents under a mask whose masked entries nothing depends on.
     ``common_scale`` is a ``poutine.scale`` of the user's over every site of the plate.
     """
 
@@ -65,6 +66,7 @@ class Structure:
     sampled: tuple[str, ...] = ()
     summation: str = "none"
     reason: str = ""
+    hidden: tuple[str, ...] = ()
     common_scale: float = 1.0
 
     @property

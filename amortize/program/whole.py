@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,13 @@ class WholeLogJoint(LogJoint):
             row = {name: value.squeeze(0) for name, value in values.items()}
             return replace(self.whole, function=function).messages(data, row)
 
-    def unconstrain(self, data: Data, values: Mapping[str, Tensor]) -> tuple[Latents, JointTerms]:
+    def unconstrain(
+        self,
+        data: Data,
+        values: Mapping[str, Tensor],
+        *,
+        redraw: Collection[str] = (),  # noqa: ARG002 (masks on latents are dropped)
+    ) -> tuple[Latents, JointTerms]:
         """The latents of constrained values (B, ...), and the terms there with the Jacobian."""
         with torch.no_grad():
             u = self.whole.flatten(data, values)

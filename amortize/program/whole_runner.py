@@ -76,7 +76,7 @@ class WholeRunner:
         else:
             rows = {name: value for name, value in (values or {}).items() if name in self.sites}
             prior, likelihood, jacobian, found = self._each(lambda row: self._run(data, None, row))(rows)
-        return JointTerms(prior, likelihood, jacobian, self.like.new_zeros(()), found)
+        return JointTerms(prior, likelihood, jacobian, self.like.new_zeros(()), found, {})
 
     def draw(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values (B, ...) by site, and their log density (B,); draws from the global generators."""

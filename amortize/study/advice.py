@@ -128,8 +128,8 @@ def _unsplit(finding: Finding) -> str:
 
 def _discrete(finding: Finding) -> str:
     return (
-        f"The guide loses {_gap(finding)} nats a datapoint. All latents are discrete, so no Gaussian splits it into family"
-        " and encoder: a larger or longer-trained encoder, or one whose variables depend on one another, would pay."
+        f"The guide loses {_gap(finding)} nats a datapoint. All latents are discrete, so no Gaussian splits it into"
+        " family and encoder: a larger or longer-trained encoder, or one whose variables depend on one another, would pay."
     )
 
 

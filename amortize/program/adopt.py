@@ -69,6 +69,17 @@ class ParameterScope(nn.Module):
                 store.set_state(outer)
                 self._register()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters in this store."""
+        return tuple(self._state["params"])
+
+    def value(self, name: str) -> Tensor:
+        """A parameter in its constrained space."""
+        with self.active(), torch.no_grad():
+            value: Tensor = pyro.get_param_store()[name].detach().clone()
+        return value
+
     def restore_later(self, key: str, value: Tensor) -> None:
         """Keep a value for a parameter that the program has not created yet (``key`` as in ``params``)."""
         self._pending[key] = value

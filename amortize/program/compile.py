@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from amortize.errors import ArgumentError
 from amortize.program.freeze import Split
@@ -166,10 +167,24 @@ def check_backend(backend: str) -> None:
 
 def _trace(function: Callable[..., Outputs], examples: Inputs) -> fx.GraphModule:
     # fake tensors have no values, so a branch on one (through numpy, say) can't be baked in unseen
-    module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    with _OneHotByComparison():
+        module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     module.graph.eliminate_dead_code()
     simplify(module.graph)
     return module
+
+
+class _OneHotByComparison(TorchFunctionMode):
+    """``one_hot`` without a look at the largest index, which no trace can take."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.one_hot:
+            index, num_classes = (*args, *(kwargs or {}).values(), -1)[:2]
+            if num_classes > 0:
+                return (index.unsqueeze(-1) == torch.arange(num_classes, device=index.device)).to(torch.int64)
+        return func(*args, **(kwargs or {}))
 
 
 def _select(module: fx.GraphModule, outputs: tuple[int, ...]) -> fx.GraphModule:

@@ -65,8 +65,12 @@ class LogJoint(ABC):
 
     @property
     def num_tiles(self) -> int:
-        """How many rows the model is run on for one row of u."""
-        return self.structure.num_configurations if self.structure.summation == "tiling" else 1
+        """For how many rows' worth of memory one row of u takes: its configurations, or pairs of values of a variable."""
+        structure = self.structure
+        if structure.summation == "contraction":
+            largest: int = max(structure.sites[name].cardinality for name in structure.enumerated)
+            return largest**2
+        return structure.num_configurations if structure.summation == "tiling" else 1
 
     def __call__(self, data: Data, u: Tensor) -> Tensor:
         """Log p(x_n, u_cn) in nats, for u (C, N, D): (C, N)."""

@@ -17,6 +17,13 @@ __all__ = ["as_leaf", "leaf_size", "moved", "take_packed", "take_rows"]
 
 def as_leaf(value: Any, name: str, dtype: torch.dtype | None, device: torch.device | None) -> Any:
     """A tensor, where ``value`` holds numbers; anything else as it is."""
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        raise DataError(f"data {name}: expected a dense tensor, got a sparse one; convert it, x.to_dense()")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise DataError(
+            f"data {name}: expected an array, got a masked array whose mask would be lost. Give the values, filled in, "
+            "and the mask as another argument"
+        )
     if isinstance(value, (Tensor, PackedSequence)):
         return moved(value, device)
     if isinstance(value, (list, tuple)) and len(value) > 0:
@@ -27,7 +34,7 @@ def as_leaf(value: Any, name: str, dtype: torch.dtype | None, device: torch.devi
             raise DataError(
                 f"data {name}: expected numbers, got an array of dtype {array.dtype}; encode it as numbers first"
             )
-        tensor = torch.tensor(array)
+        tensor = torch.tensor(array.copy(order="C"))  # torch takes no negative strides, as in x[::-1]
         if tensor.is_floating_point():
             tensor = tensor.to(dtype or torch.get_default_dtype())
         return tensor.to(device) if device is not None else tensor

@@ -148,6 +148,24 @@ class Program(nn.Module):
         with self.evaluating():
             return CompiledLogJoint(self.log_joint(data), data, num_chains, backend=backend, num_calls=num_calls)
 
+    def param(self, name: str) -> np.ndarray:
+        """The value of a ``pyro.param`` statement, in its own (constrained) space.
+
+        Raises
+        ------
+        ArgumentError
+            If the program has no such statement, or has not run yet.
+        """
+        known: dict[str, Adopted] = {}
+        for part in (self.guide, self.model):
+            if part is not None:
+                known |= dict.fromkeys(part.scope.names, part)
+        if name not in known:
+            raise ArgumentError(
+                f"name: the program has no pyro.param {name!r}; it has {', '.join(sorted(known)) or 'none'}"
+            )
+        return known[name].scope.value(name).cpu().numpy()
+
     # What algorithms use
 
     def prepare(self, x: Any, *, device: str | torch.device | None = None) -> Data:

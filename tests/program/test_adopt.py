@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import cloudpickle
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -281,3 +282,17 @@ def test_parameters_in_any_memory_layout_are_trained():
     before = net.weight.detach().clone()
     am.fit(am.Program(model, guide), torch.randn(5, 3), num_steps=2, training=am.Training(learning_rate=0.1))
     assert not torch.equal(net.weight, before)
+
+
+def test_a_pyro_param_is_read_in_its_own_space():
+    def model(x):
+        scale = pyro.param("scale", torch.tensor([0.5, 2.0]), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], scale).to_event(1), obs=x)
+
+    program = am.Program(model)
+    program.prepare(torch.zeros(3, 2))
+    np.testing.assert_allclose(program.param("scale"), [0.5, 2.0], rtol=1e-6)
+    with pytest.raises(ArgumentError, match=r"no pyro.param 'scales'; it has scale"):
+        program.param("scales")

@@ -261,3 +261,13 @@ def test_an_unknown_backend_is_refused():
     with pytest.raises(ArgumentError, match=r"backend: expected one of .*got 'jit'"):
         am.AIS(backend="jit")
     assert Compiled(torch.sin, *TWO, backend="eager").describe() == "eager (asked for)"
+
+
+def test_one_hot_does_not_stop_a_trace():
+    index = torch.tensor([0, 2, 1])
+
+    def function(u):
+        return (torch.nn.functional.one_hot(index, num_classes=3) * u).sum(-1)
+
+    compiled = Compiled(function, (torch.randn(3, 3),), (torch.randn(3, 3),))
+    assert compiled.describe() == "FX graph, equal to eager"

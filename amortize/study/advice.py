@@ -78,9 +78,12 @@ def _unusable(finding: Finding) -> str:
 
 
 def _impossible(finding: Finding) -> str:
-    reached = "the guide's ELBO" if finding.has_guide else "the ELBO of the best Gaussian posteriors"
+    gap, se, reached = finding.gap, finding.gap_se, "the guide's ELBO"
+    if not finding.has_guide or finding.approximation < finding.gap:
+        gap, se = finding.approximation, finding.approximation_se
+        reached = "the ELBO of the best Gaussian posteriors"
     return (
-        f"The evidence comes out {number(-finding.gap, decimals(finding.gap_se))} nats a datapoint below {reached},"
+        f"The evidence comes out {number(-gap, decimals(se))} nats a datapoint below {reached},"
         " which cannot be: it has not converged; use more temperatures or chains."
     )
 
@@ -102,10 +105,11 @@ def _nothing(finding: Finding) -> str:
 
 
 def _undecided(finding: Finding) -> str:
-    return (
-        f"The gap of {_gap(finding)} nats a datapoint cannot be told from zero:"
-        " evaluate more datapoints before changing the guide."
-    )
+    if finding.num_judged == 1:  # its error is Monte Carlo's alone
+        remedy = "measure the evidence with more temperatures or chains before changing the guide."
+    else:
+        remedy = "evaluate more datapoints before changing the guide."
+    return f"The gap of {_gap(finding)} nats a datapoint cannot be told from zero: {remedy}"
 
 
 def _few(finding: Finding) -> str:
@@ -129,7 +133,7 @@ def _unsplit(finding: Finding) -> str:
 def _discrete(finding: Finding) -> str:
     return (
         f"The guide loses {_gap(finding)} nats a datapoint. All latents are discrete, so no Gaussian splits it into"
-        " family and encoder: a larger or longer-trained encoder, or one whose variables depend on one another, would pay."
+        " family and encoder: a larger or longer-trained encoder, or one whose variables depend on each other, would pay."
     )
 
 

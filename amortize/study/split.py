@@ -12,7 +12,7 @@ from amortize.data import Dataset, data_hash, load, random_order, redraw
 from amortize.errors import DataError, SpecError
 from amortize.study.sources import read_source
 from amortize.study.spec import DataSpec
-from amortize.study.targets import is_path
+from amortize.study.targets import is_path, is_program_file
 from amortize.study.toml import near_matches
 
 __all__ = ["Split", "as_floats", "load_split"]

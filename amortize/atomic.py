@@ -20,11 +20,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     DataError
-        If the folder doesn't exist.
+        If the folder doesn't exist, or ``path`` is a folder itself.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise DataError(f"path: the folder {path.parent} doesn't exist; make it first")
+    if path.is_dir():
+        raise DataError(f"path: expected the name of a file, got the folder {path}")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary

@@ -135,7 +135,15 @@ def _downloaded(name: str, file: File, cache: Path) -> Path:
         f"{name}: {file.path} could not be downloaded to {target.parent}; nothing was kept there.\n"
         + "\n".join(failures)
         + f"\nGet the file (SHA-256 {file.sha256}) and put it at {file.path} in a folder that {FOLDER_VARIABLE} names"
+        + _named(data_folder())
     )
+
+
+def _named(folder: Path | None) -> str:
+    """What the variable names now, where it names anything."""
+    if folder is None:
+        return ""
+    return f" (now {folder}, which {'does not hold it' if folder.is_dir() else 'is no folder'})"
 
 
 def _retrieved(address: str, file: File, target: Path) -> Path:

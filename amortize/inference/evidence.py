@@ -19,6 +19,7 @@ from amortize.inference.importance import ImportanceSampling, log_ratios
 from amortize.inference.local import LocalPosterior
 from amortize.inference.starts import GaussianStart, GuideStart, PriorStart, Start
 from amortize.program.data import Data
+from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.random import check_seed, stream_seed
 
@@ -82,10 +83,12 @@ class Evidence:
     def __str__(self) -> str:
         good = np.isfinite(self.log_evidence)
         mean = self.log_evidence[good].mean() if good.any() else np.nan
-        error = np.sqrt(np.nansum(np.square(self.se[good]))) / max(good.sum(), 1)
+        known = good & np.isfinite(self.se)
+        error = np.sqrt(np.sum(np.square(self.se[known]))) / known.sum() if known.any() else np.nan
+        unknown = f", {good.sum() - known.sum()} of them with an unknown error" if (good & ~known).any() else ""
         return (
             f"{self.method} from the {self.start}: mean log p(x) {mean:.3f} +- {error:.3f} nats (Monte Carlo) over "
-            f"{good.sum()} of {len(good)} datapoints"
+            f"{good.sum()} of {len(good)} datapoints{unknown}"
         )
 
 
@@ -131,25 +134,27 @@ def evidence(  # noqa: PLR0913 (the public face)
     >>> result.log_evidence.shape
     (8,)
     """
+    require_program(program)
     method = AIS() if method is None else method
+    if not isinstance(method, (AIS, ImportanceSampling)):
+        raise ArgumentError(f"method: expected am.AIS(...) or am.ImportanceSampling(...), got {method!r}")
     seed = check_seed(seed)
     stream = stream_seed(seed, "evidence")
     begin = time.perf_counter()
     data = program.prepare(x, device=device)
     with program.evaluating(), program.treating(discrete):
         origin = make_start(program, data, start)
-        if not (origin.log_joint.dim or origin.log_joint.structure.sampled):
+        exact = not (origin.log_joint.dim or origin.log_joint.structure.sampled)
+        if exact:
             parts = _by_enumeration(origin, data)
         elif isinstance(method, ImportanceSampling):
             parts = _by_importance(origin, data, method, stream)
-        elif isinstance(method, AIS):
-            parts = _by_annealing(origin, data, method, stream)
         else:
-            raise ArgumentError(f"method: expected am.AIS(...) or am.ImportanceSampling(...), got {method!r}")
+            parts = _by_annealing(origin, data, method, stream)
     _mark_hopeless(parts, warn=isinstance(method, AIS))
     return Evidence(
         **parts,
-        settings=asdict(method),
+        settings={} if exact else asdict(method),
         seed=seed,
         start=origin.name,
         seconds=time.perf_counter() - begin,
@@ -164,7 +169,7 @@ def _mark_hopeless(parts: dict[str, Any], *, warn: bool) -> None:
     num_draws = len(parts["log_weights"])
     if num_draws < FEW_DRAWS:
         return
-    hopeless = parts["ess"] < LEAST_ESS
+    hopeless = (parts["ess"] < LEAST_ESS) & np.isfinite(parts["log_evidence"])  # -inf is certain, and says so itself
     parts["se"] = np.where(hopeless, np.nan, parts["se"])
     if warn and hopeless.any():
         warnings.warn(
@@ -189,11 +194,12 @@ def make_start(program: Program, data: Data, start: str | LocalPosterior | None)
                 f"got one of shape {tuple(loc.shape)}; fit it on the same data"
             )
         return GaussianStart(log_joint, loc, tril)
-    if start == "guide":
+    if isinstance(start, str) and start == "guide":
         return GuideStart(program.guide_density(data))
-    if start == "prior":
+    if isinstance(start, str) and start == "prior":
         return PriorStart(program.log_joint(data))
-    raise ArgumentError(f"start: expected 'guide', 'prior' or a LocalPosterior, got {start!r}")
+    got = repr(start) if isinstance(start, str) else type(start).__name__
+    raise ArgumentError(f"start: expected 'guide', 'prior' or a LocalPosterior, got {got}")
 
 
 def _by_importance(start: Start, data: Data, method: ImportanceSampling, seed: int) -> dict[str, Any]:

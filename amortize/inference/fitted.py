@@ -102,7 +102,7 @@ def load(path: str | Path, program: Program | None = None) -> Fitted:
                 f"{path}: expected format {FORMAT}, got {content['format']!r}; load it with the version that wrote it"
             )
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        raise DataError(f"{path}: expected a file written by Fitted.save ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: expected a file written by Fitted.save ({type(error).__name__})") from error
     if program is None:
         program = _unpickled(path, content)
     program.restore(content["state"])

@@ -22,6 +22,7 @@ from amortize.inference.families import check_family
 from amortize.inference.local_optimiser import Problem
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
+from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.program.simulate import constrained
 from amortize.program.sites import Structure
@@ -64,14 +65,23 @@ class LocalPosterior:
     program: Program | None = field(default=None, repr=False, compare=False)
     data: Data | None = field(default=None, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        good = np.isfinite(self.elbo)
+        mean = self.elbo[good].mean() if good.any() else np.nan
+        return (
+            f"{self.family} posteriors: mean ELBO {mean:.3f} nats over {good.sum()} of {len(good)} datapoints, "
+            f"{self.converged.sum()} of them converged"
+        )
+
     def draws(self, num_draws: int = 1000, *, seed: int = 0) -> dict[str, np.ndarray]:
         """Posterior draws by latent site, in the site's own (constrained) space: arrays (draw, N, ...).
 
         Raises
         ------
         ArgumentError
-            If this posterior was loaded from arrays and knows neither program nor data.
+            If this posterior was loaded from arrays and knows neither program nor data, or an argument is off.
         """
+        num_draws = check_count("num_draws", num_draws)
         if self.program is None or self.data is None:
             raise ArgumentError("draws: this posterior was made from arrays alone; use its loc and scale_tril")
         gen = generator(check_seed(seed), "local-draws")
@@ -122,6 +132,7 @@ def fit_local(  # noqa: PLR0913 (the public face)
     >>> local.elbo.shape
     (8,)
     """
+    require_program(program)
     check_family(family)
     num_draws, num_steps = check_count("num_draws", num_draws, 2), check_count("num_steps", num_steps)
     if num_draws % 2:

@@ -13,6 +13,7 @@ import torch
 from amortize.errors import check_count
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
+from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.program.simulate import constrained
 from amortize.random import check_seed, stream_seed
@@ -55,6 +56,7 @@ def posterior(
     >>> draws["z"].shape, draws["lp"].shape
     ((10, 3, 2), (10, 3))
     """
+    require_program(program)
     num_draws = check_count("num_draws", num_draws)
     seed = stream_seed(check_seed(seed), "posterior")
     data = program.prepare(x, device=device)

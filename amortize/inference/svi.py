@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from amortize.program.data import Data
 from amortize.program.density import require_guide
 from amortize.program.guide_contract import verify_trained_guide
 from amortize.program.handlers import unvalidated
+from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
 
@@ -78,17 +80,19 @@ class Training:
     redraw: Callable[[Data, torch.Generator], Data] | None = None
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not _positive(self.learning_rate):
             raise ArgumentError(f"Training learning_rate: expected a positive number, got {self.learning_rate!r}")
         if self.schedule not in SCHEDULES:
             raise ArgumentError(f"Training schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
         for name in ("batch_size", "validate_every", "patience"):
             if getattr(self, name) is not None:
                 check_count(f"Training {name}", getattr(self, name))
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not _positive(self.clip_norm):
             raise ArgumentError(f"Training clip_norm: expected a positive number, got {self.clip_norm!r}")
         if self.patience is not None and self.validation is None:
             raise ArgumentError("Training patience: early stopping needs validation data, Training(validation=...)")
+        if self.redraw is not None and not callable(self.redraw):
+            raise ArgumentError(f"Training redraw: expected a function (batch, stream) -> data, got {self.redraw!r}")
 
     def settings(self) -> dict[str, Any]:
         """What to write down: everything but the data."""
@@ -142,7 +146,10 @@ def fit(  # noqa: PLR0913 (the public face)
     >>> len(fitted.history)
     20
     """
+    require_program(program)
     training = Training() if training is None else training
+    if not isinstance(training, Training):
+        raise ArgumentError(f"training: expected am.Training(learning_rate=..., ...), got {training!r}")
     num_steps = check_count("num_steps", num_steps, 0)
     seed = check_seed(seed)
     require_guide(program)
@@ -166,6 +173,11 @@ def fit(  # noqa: PLR0913 (the public face)
         stopped_early=run.stopped_early,
         interrupted=run.interrupted,
     )
+
+
+def _positive(value: object) -> bool:
+    """A finite number above 0."""
+    return isinstance(value, Real) and 0 < float(value) < math.inf
 
 
 def _bind(program: Program, data: Data, training: Training) -> None:
@@ -338,8 +350,7 @@ def _batches(data: Data, size: int, gen: torch.Generator) -> Iterator[Data]:
     if size >= data.num_datapoints:
         while True:
             yield data
-    device = next(leaf.device for leaf in data.leaves if isinstance(leaf, Tensor))
     while True:
-        order = torch.randperm(data.num_datapoints, generator=gen).to(device)
+        order = torch.randperm(data.num_datapoints, generator=gen).to(data.index.device)
         for first in range(0, data.num_datapoints - size + 1, size):
             yield data.rows(order[first : first + size])

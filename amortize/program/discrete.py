@@ -16,12 +16,24 @@ from amortize.program.handlers import Record, unvalidated
 from amortize.program.sites import Structure
 from amortize.random import pyro_rng
 
-__all__ = ["MODES", "resolve_discrete", "way_to_sum"]
+__all__ = ["MODES", "check_mode", "resolve_discrete", "way_to_sum"]
 
 MODES = (None, "enumerate", "sample")
 FEW, MANY, MOST = 64, 4096, 2**16
 """Configurations of a datapoint: tiled at once, tiled where nothing else is possible, and tiled on demand."""
 FEW_GROUPS = 4  # of sites, on which contraction is tried where there are too many configurations to try all
+
+
+def check_mode(mode: str | None) -> None:
+    """Refuse a ``discrete=`` that isn't one of `MODES`, whether the program has discrete latents or not.
+
+    Raises
+    ------
+    ArgumentError
+        If it isn't.
+    """
+    if not any(mode is known or (isinstance(mode, str) and mode == known) for known in MODES):
+        raise ArgumentError(f"discrete: expected None, 'enumerate' or 'sample', got {mode!r}")
 
 
 def resolve_discrete(runner: Runner, structure: Structure, data: Data, mode: str | None) -> Structure:
@@ -37,8 +49,7 @@ def resolve_discrete(runner: Runner, structure: Structure, data: Data, mode: str
     DiscreteLatentError
         If sites are to be summed out that can't be.
     """
-    if mode not in MODES:
-        raise ArgumentError(f"discrete: expected None, 'enumerate' or 'sample', got {mode!r}")
+    check_mode(mode)
     if not structure.discrete:
         return structure
     for name in structure.discrete:

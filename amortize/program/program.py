@@ -24,12 +24,13 @@ from amortize.program.data import Data
 from amortize.program.density import FoldedLogJoint, LogJoint, require_guide
 from amortize.program.describe import describe
 from amortize.program.discover import HEAD, discover, run_recorded
-from amortize.program.discrete import resolve_discrete
+from amortize.program.discrete import check_mode, resolve_discrete
 from amortize.program.enumerate import Runner
 from amortize.program.guide import GuideDensity, TracedGuide
 from amortize.program.hidden import hidden_sites
 from amortize.program.joint import CompiledLogJoint
 from amortize.program.names import refuse_shared_names
+from amortize.program.options import check_callable, check_flag, check_givens, read_condition
 from amortize.program.scales import common_scale
 from amortize.program.simulate import reconstruct, simulate
 from amortize.program.sites import Structure
@@ -92,12 +93,15 @@ class Program(nn.Module):
         whole: bool = False,
     ) -> None:
         super().__init__()
-        for name, function in (("model", model), ("guide", guide)):
-            if function is not None and not callable(function):
-                raise ArgumentError(f"{name}: expected a function, nn.Module or PyroModule, got {function!r}")
+        check_callable("model", model)
+        if guide is not None:
+            check_callable("guide", guide)
+        check_flag("allow_nan", allow_nan)
+        check_flag("whole", whole)
+        check_mode(discrete)
         self.plate, self.allow_nan, self.discrete, self.whole = plate, allow_nan, discrete, whole
         self.arguments = Arguments.of(model, shared, {} if fold is None else fold)
-        self.condition = _condition(condition)
+        self.condition = read_condition(condition)
         scope = ParameterScope()
         self.model = Adopted(model, scope)
         auto = isinstance(guide, AutoGuide)  # it runs the model, and so makes the model's parameters
@@ -112,6 +116,7 @@ class Program(nn.Module):
         if whole and plate is not None:
             raise ArgumentError(f"plate: expected none where whole=True (no plate indexes datapoints), got {plate!r}")
         self._adopted = False
+        self._fitting: set[str] = set()  # names in condition whose values fit their sites
         self._treatments: dict[Any, Structure] = {}
 
     def describe(self, x: Any) -> str:
@@ -205,6 +210,7 @@ class Program(nn.Module):
         unknown = sorted(set(self.condition) - {*structure.outside, *structure.observed})
         if unknown:
             raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
+        self._check_condition(structure, data)
         structure = self._with_discrete(structure, data) if structure.discrete else structure
         return self._with_hidden(structure, data) if structure.hidden else structure
 
@@ -272,6 +278,7 @@ class Program(nn.Module):
     @contextmanager
     def treating(self, discrete: str | None) -> Iterator[None]:
         """Treat discrete latents in another way inside; None leaves the program's own."""
+        check_mode(discrete)
         own = self.discrete
         self.discrete = own if discrete is None else discrete
         try:
@@ -306,6 +313,16 @@ class Program(nn.Module):
             self.bound.restore_later(claimed)
         for name, value in lazy.items():
             self._scope(name).restore_later(name.rsplit(".", 1)[1], value)
+
+    def _check_condition(self, structure: Structure, data: Data) -> None:
+        """Values of global latents have their site's shape and lie in its support; looked at once."""
+        places = {*structure.outside, *(structure.observed if self.whole else ())} - self._fitting
+        names = [name for name in self.condition if name in places]
+        if not names:
+            return
+        with self.evaluating():
+            check_givens(names, self.condition, run_recorded(self.model, data.head(HEAD)))
+        self._fitting.update(names)
 
     def _with_hidden(self, structure: Structure, data: Data) -> Structure:
         """Which masked latents are truly hidden; contraction takes none for hidden."""
@@ -370,21 +387,6 @@ def checked_device(device: str | torch.device) -> torch.device:
             f"device: {device!r} is not available to this PyTorch ({torch.__version__}). Usable: {usable}"
         )
     return torch.device(device)
-
-
-def _condition(condition: Any) -> dict[str, Tensor]:
-    """Values of global latents as tensors, by site name."""
-    if condition is None:
-        return {}
-    if not isinstance(condition, Mapping):
-        raise ArgumentError(f"condition: expected a dict of values by site name, {{'w': value}}, got {condition!r}")
-    values: dict[str, Tensor] = {}
-    for name, value in condition.items():
-        try:
-            values[str(name)] = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ArgumentError(f"condition: expected a number or an array for {name!r}, got {value!r}") from error
-    return values
 
 
 def _device(data: Data) -> torch.device:

@@ -39,7 +39,7 @@ def report(tree: xr.DataTree, path: str | Path = "report.html", *, title: str | 
     Raises
     ------
     ArgumentError
-        If ``path`` doesn't end in ``.html``.
+        If ``tree`` is something else, or ``path`` doesn't end in ``.html``.
     DataError
         If its folder doesn't exist.
 
@@ -61,6 +61,13 @@ def report(tree: xr.DataTree, path: str | Path = "report.html", *, title: str | 
     >>> page.name, numbers["title"], numbers["seed"]
     ('report.html', 'An empty study', 0)
     """
+    from xarray import DataTree
+
+    from amortize.errors import ArgumentError
     from amortize.report.html import write_report
 
+    if not isinstance(tree, DataTree):
+        raise ArgumentError(
+            f"tree: expected an xarray.DataTree, got {type(tree).__name__}. Make one of results: am.to_datatree(...)"
+        )
     return write_report(tree, path, title=title)

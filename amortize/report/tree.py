@@ -94,6 +94,11 @@ def to_datatree(
     root = dict(attrs or {})
     builder = _Builder(_datapoint_index(ledger), root.pop("labels", None))
     if posterior is not None:
+        if not isinstance(posterior, Mapping):
+            raise ArgumentError(
+                "posterior: expected a dict of arrays (draw, N, ...) by latent site, as am.posterior returns, got "
+                f"{type(posterior).__name__}"
+            )
         builder.add_posterior(posterior)
     if evidence is None and ledger is not None:
         evidence = ledger.evidence

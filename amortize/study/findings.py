@@ -3,7 +3,8 @@
 Rules, on means over the datapoints whose gaps are finite; the first that applies is the verdict:
 
 1. ``unusable``: every datapoint failed.
-2. ``impossible``: the gap is below -`NEGLIGIBLE` by more than noise, so the evidence is too low.
+2. ``impossible``: the gap, or its approximation term, is below -`NEGLIGIBLE` by more than noise (or by noise that is
+   unknown), so the evidence is too low: an ELBO cannot exceed it.
 3. ``guideless``: there is no guide to judge.
 4. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
 5. ``undecided``: the gap is no more than noise.
@@ -103,7 +104,7 @@ class Finding:
         noise = NUM_SE * self.gap_se
         if self.num_judged == 0:
             return "unusable"
-        if self.gap < -NEGLIGIBLE and self.gap + noise < 0:
+        if _below_zero(self.gap, self.gap_se) or _below_zero(self.approximation, self.approximation_se):
             return "impossible"
         if not self.has_guide:
             return "guideless"
@@ -166,6 +167,10 @@ def column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
     if name not in table:
         return np.full(len(table), np.nan)
     return table[name].to_numpy(dtype=np.float64)
+
+
+def _below_zero(gap: float, se: float) -> bool:
+    return gap < -NEGLIGIBLE and gap + NUM_SE * (0.0 if math.isnan(se) else se) < 0
 
 
 def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float:

@@ -27,6 +27,7 @@ from amortize.inference.local import fit_local
 from amortize.program.data import Data
 from amortize.program.density import require_guide
 from amortize.program.discover import run_recorded
+from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.study.advice import advise
 from amortize.study.guide_family import guide_family as find_guide_family
@@ -146,6 +147,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     >>> ledger.guide_family, ledger.table.shape
     ('mean-field', (4, 14))
     """
+    require_program(program)
     require_guide(program)
     _check_families(families)
     num_draws = check_count("num_draws", num_draws, 2)  # a standard error takes two
@@ -171,9 +173,7 @@ def gaps(  # noqa: PLR0913 (the public face)
         "device": device,
     }
     all_discrete = not program.structure(data).dim
-    return ledger_from(
-        evidence, importance, local, guide_family=family, settings=settings, all_discrete=all_discrete
-    )
+    return ledger_from(evidence, importance, local, guide_family=family, settings=settings, all_discrete=all_discrete)
 
 
 def guide_treatment(program: Program, data: Data) -> str | None:
@@ -320,8 +320,8 @@ def _vector(values: Any) -> Vector:
 
 
 def _check_families(families: Sequence[str]) -> None:
-    if isinstance(families, str) or len(set(families)) != len(families):
-        raise ArgumentError(f"families: expected a tuple of different names, got {families!r}.")
+    if not isinstance(families, (tuple, list)) or len(set(families)) != len(families):
+        raise ArgumentError(f"families: expected a tuple of different names, as in ('mean-field',), got {families!r}")
 
 
 def _check_sizes(evidence: EvidencePart, importance: EvidencePart | None, local: Mapping[str, LocalPart]) -> None:

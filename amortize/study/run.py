@@ -101,6 +101,10 @@ def run(
     >>> am.run(study).ledger.table.shape
     (4, 16)
     """
+    if not isinstance(study, Study):
+        raise ArgumentError(
+            f"study: expected an am.Study, got {study!r}. Make one of a file, am.Study.from_toml('study.toml')"
+        )
     if resume and out is None:
         raise ArgumentError("resume: expected out=, the folder of the run to go on with")
     study = study.anchored(Path())  # so that the run can be resumed from another folder

@@ -45,7 +45,7 @@ def study_of_target(target: str, *, data: Path | None = None) -> Study:
     if is_program_file(target):
         path, _ = split_target(target)
         if data is None:
-            raise ArgumentError(f"data: {target} needs data: add --data FILE (.npy, .npz or .csv)")
+            raise ArgumentError(f"data: {target} needs data: add --data FILE (.npy, .npz, .csv, .parquet or .h5ad)")
         return Study(
             name=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-") or "study",
             program={"target": absolute_target(target, Path())},

@@ -56,6 +56,16 @@ def test_bounds_are_labelled(factor_analysis):
     assert list(sampled.table.columns)[:3] == ["log_evidence", "se", "ess"] and "mean log p(x)" in str(annealed)
 
 
+def test_an_error_that_is_unknown_is_not_printed_as_zero():
+    problem = PROBLEMS[next(iter(CONJUGATE))]()
+    sampled = am.evidence(problem.program(guide=True), problem.data, method=am.ImportanceSampling(num_draws=1))
+    assert np.isnan(sampled.se).all()
+    num = len(sampled.se)
+    assert str(sampled).endswith(
+        f"+- nan nats (Monte Carlo) over {num} of {num} datapoints, {num} of them with an unknown error"
+    )
+
+
 def test_khat_flags_a_guide_that_is_too_narrow(factor_analysis):
     analysis, x, _ = factor_analysis
     program = analysis.program()

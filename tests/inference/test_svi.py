@@ -169,6 +169,10 @@ def test_a_program_without_guide_or_parameters_is_refused():
         lambda: am.Training(batch_size=0),
         lambda: am.Training(clip_norm=-1.0),
         lambda: am.Training(patience=3),
+        lambda: am.Training(learning_rate="0.1"),
+        lambda: am.Training(learning_rate=float("inf")),
+        lambda: am.Training(clip_norm="1"),
+        lambda: am.Training(redraw="dynamic"),
     ],
 )
 def test_settings_are_checked(make):

@@ -22,6 +22,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from amortize.errors import ArgumentError, ParameterNameError
 from amortize.program.plates import plates
@@ -198,8 +199,15 @@ class Adopted(nn.Module):
                 function = poutine.block(function, hide=list(self.condition))
         if self.scale != 1.0:
             function = poutine.scale(function, scale=1 / self.scale)
+        self._forget_transforms()
         with self.scope.active(), plates(whole=self.fills_plates or not self.training):
             return function(*args, **kwargs)
+
+    def _forget_transforms(self) -> None:
+        """Drop what flows keep of their last inverse: the same data come again, the parameters of then may not."""
+        for module in self.networks.modules():
+            if isinstance(module, Transform):
+                module._cached_x_y = None, None
 
 
 class _NameGuard(Messenger):

@@ -296,3 +296,30 @@ def test_a_pyro_param_is_read_in_its_own_space():
     np.testing.assert_allclose(program.param("scale"), [0.5, 2.0], rtol=1e-6)
     with pytest.raises(ArgumentError, match=r"no pyro.param 'scales'; it has scale"):
         program.param("scales")
+
+
+def test_a_flow_of_the_likelihood_does_not_keep_the_inverse_of_parameters_that_were():
+    flow = dist.transforms.affine_autoregressive(2)  # remembers x and its inverse, by identity
+
+    def model(x):
+        pyro.module("flow", flow)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.TransformedDistribution(dist.Normal(z, 1.0).to_event(1), [flow]), obs=x)
+
+    def guide(x):
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(x + shift, 1.0).to_event(1))
+
+    x, u = torch.linspace(-1, 1, 8).reshape(4, 2), torch.full((1, 4, 2), 0.3)
+    program = am.Program(model, guide)
+    am.fit(program, x, num_steps=3, training=am.Training(learning_rate=0.1))  # all of x at each step
+    joint = program.compiled(x, backend="eager")
+    joint.value_and_grad(u)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3)
+    now, _ = joint.value_and_grad(u)
+    fresh, _ = program.compiled(x.clone(), backend="eager").value_and_grad(u)
+    torch.testing.assert_close(now, fresh)

@@ -86,4 +86,5 @@ class CompiledLogJoint:
 
 
 def _rows(u: Tensor, choices: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(part.reshape(-1, part.shape[-1]) for part in (u, choices) if part is not None)
+    """As the graph was compiled for, which may rely on the layout."""
+    return tuple(part.reshape(-1, part.shape[-1]).contiguous() for part in (u, choices) if part is not None)

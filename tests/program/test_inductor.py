@@ -72,3 +72,14 @@ def test_inductor_gives_the_same_numbers(tmp_path, monkeypatch):
     with torch.no_grad():
         weight.mul_(2.0)
     torch.testing.assert_close(compiled(first), function(first))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, g++")
+def test_positions_may_have_any_layout(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    program = am.models.FactorAnalysis.random(latent_dim=2, data_dim=4).program()
+    joint = program.compiled(torch.zeros(3, 4), num_chains=5, backend="inductor")
+    assert joint.describe() == "Inductor, equal to eager"
+    wide = torch.linspace(-1, 1, 60).reshape(5, 3, 4)
+    ours, plain = (joint.value_and_grad(u) for u in (wide[..., ::2], wide[..., ::2].contiguous()))
+    torch.testing.assert_close(ours, plain)

@@ -106,7 +106,8 @@ def _gaussian_sites(program: Program, sites: Mapping[str, Any], head: Data, numb
     values = {
         name: message["value"].unsqueeze(0) if program.whole else message["value"] for name, message in drawn.items()
     }
-    joint = program.log_joint(head).messages(head, values)
+    with pyro_rng(0, "guide family", "model", number):  # it draws the discrete latents that have no value
+        joint = program.log_joint(head).messages(head, values)
     found = {name: _as_gaussian(drawn[name]["fn"], joint[name]["fn"].support) for name in sites}
     gaussian = {name: site for name, site in found.items() if site is not None}
     return gaussian if len(gaussian) == len(found) else None

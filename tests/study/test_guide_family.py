@@ -135,3 +135,19 @@ def test_a_program_without_a_guide_is_refused():
     alone = program(REAL, normal)
     with pytest.raises((ContractError, ValueError)):
         guide_family(Program(alone.model.function), X)
+
+
+def test_looking_at_a_guide_leaves_the_generators_alone():
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            k = pyro.sample("k", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(k, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    before = torch.get_rng_state()
+    assert guide_family(Program(model, guide), X) == "mean-field"
+    assert torch.equal(torch.get_rng_state(), before)

@@ -76,7 +76,7 @@ def _of_evidence(evidence: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if few and run["num_weights"] >= _MIN_CHAINS:
             yield (
                 f"{name}: {_count(few, len(ess))} whose evidence rests on fewer than {_MIN_ESS:.0f} effective "
-                f"draws of {run['num_weights']}; its standard error there is too small."
+                f"draws of {run['num_weights']}; its standard error there is too small or unknown."
             )
 
 

@@ -67,10 +67,9 @@ def _how(name: str, document: Mapping[str, Any]) -> str:
 
 
 def _run(run: Mapping[str, Any]) -> str:
-    return (
-        f"{run.get('method', '')} from the {run.get('start', '')}, seed {run.get('seed', '')} "
-        f"({_listed(run.get('settings', {}))})"
-    )
+    listed = _listed(run.get("settings", {}))
+    drawn = f"{run.get('method', '')} from the {run.get('start', '')}, seed {run.get('seed', '')}"
+    return f"{drawn} ({listed})" if listed else drawn
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

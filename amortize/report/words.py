@@ -15,6 +15,7 @@ FEW = 10
 """Datapoints below which a mean over them is called uncertain."""
 _MINUS = "\N{MINUS SIGN}"
 _NOTHING = "\N{EN DASH}"
+_NEGLIGIBLE = 0.1  # nats a datapoint
 _MOST = 2 / 3  # a share above this is "mostly"
 
 
@@ -148,7 +149,13 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | No
     loss = f"{uncertain(*gap)} nats a datapoint{_over(num)}"
     if gap[0] < -2 * gap[1]:
         return f"The evidence is underestimated: the guide seems to lose {loss}, and no ELBO can be above log p(x)."
-    if gap[0] < 2 * gap[1]:
+    if form[0] < -_NEGLIGIBLE and not form[0] >= -2 * form[1]:  # an error that is unknown excuses nothing
+        more = uncertain(-form[0], form[1])
+        return (
+            f"The evidence is underestimated: the best Gaussian posteriors reach {more} nats a datapoint more, and no "
+            f"ELBO can be above log p(x), so the guide loses more than the {uncertain(*gap)} measured{_over(num)}."
+        )
+    if gap[0] <= 2 * gap[1]:
         return f"The guide is as good as can be measured here: it loses {loss}, within two standard errors of 0."
     if not math.isfinite(network[0]):
         return (

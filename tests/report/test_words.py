@@ -42,6 +42,26 @@ def test_the_verdict_says_that_datapoints_are_few(num, says, family):
     assert says is None or says in sentence
 
 
+@pytest.mark.parametrize("se", [0.1, float("nan")])
+def test_the_verdict_blames_evidence_below_a_fitted_posterior(se):
+    rows = {
+        "log_evidence": {"mean": -2.0, "se": 0.1},
+        "inference_gap": {"mean": 2.9, "se": 0.1},
+        "approximation_gap": {"mean": -0.5, "se": se},
+        "amortization_gap": {"mean": 3.4, "se": 0.1},
+    }
+    sentence = verdict(rows, "mean-field")
+    assert sentence.startswith("The evidence is underestimated: the best Gaussian posteriors reach 0.50")
+    assert "network" not in sentence and sentence.count(". ") == 0
+    noise = rows | {"approximation_gap": {"mean": -0.5, "se": 0.4}}
+    assert "underestimated" not in verdict(noise, "mean-field")
+
+
+def test_a_gap_of_nothing_is_no_fault():
+    rows = {"log_evidence": {"mean": -2.0, "se": 0.1}, "inference_gap": {"mean": 0.0, "se": 0.0}}
+    assert "as good as can be measured" in verdict(rows, "mean-field")
+
+
 def test_the_verdict_without_a_guide():
     rows = {"log_evidence": {"mean": -20.0, "se": 0.5}, "approximation_gap": {"mean": 0.38, "se": 0.02}}
     sentence = verdict(rows, "none")

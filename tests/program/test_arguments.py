@@ -235,3 +235,21 @@ def test_a_scale_over_the_model_alone_is_divided_out_and_the_guide_left_as_it_is
     with pytest.warns(am.errors.AmortizeWarning, match=r"poutine.scale\(0\.\d+\); it is divided out"):
         result = am.evidence(program, X, method=TINY)
     np.testing.assert_allclose(result.log_evidence, dist.Normal(0.0, 2**0.5).log_prob(X), atol=1e-5)
+
+
+def test_minibatches_are_taken_where_no_argument_is_a_tensor():
+    def of_list(xs):
+        total = torch.stack([x.sum() for x in xs])
+        with pyro.plate("data", len(xs)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=total)
+
+    def guide(xs):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(xs)):
+            pyro.sample("z", dist.Normal(loc, 0.7).expand([len(xs)]))
+
+    ragged = [torch.ones(1 + number % 3) for number in range(9)]
+    program = am.Program(of_list, guide, fold={"xs": lambda xs, rows: [xs[int(row)] for row in rows]})
+    fitted = am.fit(program, (ragged,), num_steps=3, training=am.Training(batch_size=4, progress=False))
+    assert np.isfinite(fitted.history.elbo).all()

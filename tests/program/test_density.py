@@ -309,3 +309,20 @@ def test_a_guide_without_the_plate_is_refused():
 
     with pytest.raises(GuideMismatchError, match="no plate 'data'"):
         am.posterior(am.Program(two_site_model, guide), torch.zeros(5))
+
+
+def test_a_subclass_of_bernoulli_is_scored_by_its_own_density():
+    class Missing(dist.Bernoulli):
+        def log_prob(self, value):
+            return torch.where(value < 0, 0.0, super().log_prob(value.clamp(min=0)))
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Missing(logits=z), obs=x)
+
+    program, x = am.Program(model), torch.tensor([1.0, -1.0])  # -1 is missing
+    value, _ = program.compiled(x).value_and_grad(torch.full((1, 2, 1), 0.3))
+    u = torch.tensor(0.3)
+    prior = dist.Normal(0.0, 1.0).log_prob(u)
+    torch.testing.assert_close(value[0], torch.stack([prior + dist.Bernoulli(logits=u).log_prob(x[0]), prior]))

@@ -13,7 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from amortize.errors import AmortizeWarning, ArgumentError, ContractError, GuideDataError
+from amortize.errors import AmortizeWarning, ArgumentError, ContractError, GuideDataError, check_count
 from amortize.program.adopt import LOCK, Adopted, ParameterScope
 from amortize.program.adoption import adopt
 from amortize.program.arguments import Arguments
@@ -139,16 +139,20 @@ class Program(nn.Module):
             return simulate(self, data, seed=seed)
 
     def reconstruct(self, x: Any, *, num_draws: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
-        """Mean of each observed site's distribution over draws of the guide, a dict of arrays (N, ...)."""
+        """Mean of each observed site's distribution over draws of the guide, a dict of arrays (N, ...).
+
+        Sites whose distribution has no mean (Categorical and what is made of it) are left out.
+        """
         data = self.prepare(x)
         with self.evaluating():
             return reconstruct(self.guide_density(data), data, num_draws=num_draws, seed=seed)
 
     def compiled(self, x: Any, *, num_chains: int = 1, backend: str = "auto", num_calls: int = 0) -> CompiledLogJoint:
-        """The log joint of ``x`` as compiled functions of the unconstrained latents, with its gradient.
+        """The log joint of ``x`` as compiled functions of the unconstrained latents, with its gradient, in nats.
 
         ``backend`` is "fx", "inductor", "eager" or "auto", which decides by ``num_calls``, the calls to come.
         """
+        num_chains = check_count("num_chains", num_chains)
         data = self.prepare(x)
         with self.evaluating():
             return CompiledLogJoint(self.log_joint(data), data, num_chains, backend=backend, num_calls=num_calls)

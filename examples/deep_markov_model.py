@@ -63,8 +63,9 @@ class DeepMarkovModel(nn.Module):
         """q(z_t | z_(t-1), x_t, ..., x_length), the product over t."""
         pyro.module("gru", self.gru)
         pyro.module("combiner", self.combiner)
-        # padding is zeros, so a GRU that runs backwards over all of it knows the end when it reaches the ink
-        hidden = self.gru(x.flip(1))[0].flip(1)
+        inside = (torch.arange(x.shape[1], device=x.device) < length.unsqueeze(1)).unsqueeze(2)
+        # padding as zeros, so a GRU that runs backwards over all of it knows the end when it reaches the ink
+        hidden = self.gru((x * inside).flip(1))[0].flip(1)
         z = x.new_zeros(x.shape[0], self.latent_dim)
         with pyro.plate("sequences", x.shape[0]):
             for t in pyro.markov(range(x.shape[1])):

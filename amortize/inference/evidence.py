@@ -117,6 +117,13 @@ def evidence(  # noqa: PLR0913 (the public face)
     discrete
         "enumerate" or "sample" treats discrete latents in another way than the program says. Where every latent is
         discrete and summed out, the evidence is exact and ``method`` and ``start`` have no part in it.
+    seed, device
+        Of all draws, and where to run ("cpu", "cuda").
+
+    Returns
+    -------
+    Evidence
+        Log p(x_n) in nats with what is known of its error, (N,) each, in the data's order.
 
     Raises
     ------

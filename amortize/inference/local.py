@@ -117,6 +117,13 @@ def fit_local(  # noqa: PLR0913 (the public face)
         S, draws a step (antithetic pairs).
     num_steps
         Most steps a datapoint may take.
+    seed, device
+        Of all draws, and where to run ("cpu", "cuda").
+
+    Returns
+    -------
+    LocalPosterior
+        One Gaussian a datapoint, its ELBO on fresh draws (N,) in nats, and whether its fit converged.
 
     Raises
     ------

@@ -34,7 +34,16 @@ def posterior(
 ) -> dict[str, np.ndarray]:
     """Draw from the guide for each of N datapoints.
 
-    ``discrete`` is "enumerate" or "sample" to treat discrete latents in another way than the program says.
+    Parameters
+    ----------
+    program, x
+        The program, with a guide, and N datapoints.
+    num_draws
+        Draws a datapoint.
+    discrete
+        "enumerate" or "sample" treats discrete latents in another way than the program says.
+    seed, device
+        Of all draws, and where to run ("cpu", "cuda").
 
     Returns
     -------

@@ -122,6 +122,8 @@ def fit(  # noqa: PLR0913 (the public face)
         discrete latents out, and "elbo" everywhere else.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
+    seed, device
+        Of the batches and of Pyro's draws; and where to train ("cpu", "cuda").
     training
         ``am.Training(...)``.
 

@@ -65,7 +65,7 @@ class LogJoint(ABC):
 
     @property
     def num_tiles(self) -> int:
-        """For how many rows' worth of memory one row of u takes: its configurations, or pairs of values of a variable."""
+        """How many rows' worth of memory one row of u takes: its configurations, or the pairs of two variables."""
         structure = self.structure
         if structure.summation == "contraction":
             largest: int = max(structure.sites[name].cardinality for name in structure.enumerated)

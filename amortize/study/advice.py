@@ -133,7 +133,7 @@ def _unsplit(finding: Finding) -> str:
 def _discrete(finding: Finding) -> str:
     return (
         f"The guide loses {_gap(finding)} nats a datapoint. All latents are discrete, so no Gaussian splits it into"
-        " family and encoder: a larger or longer-trained encoder, or one whose variables depend on each other, would pay."
+        " family and encoder: a larger or longer-trained encoder, or one with dependence among them, would pay."
     )
 
 

@@ -76,7 +76,7 @@ class Ledger:
         failed there. Without a guide: log_evidence, elbo_<family>, approximation_gap and their errors.
     summary
         A row for each of these columns: mean over the datapoints where it is finite, se (over datapoints: a
-        paired standard error for the gaps), mc_se (Monte Carlo alone), num_failed (how many are left out).
+        paired standard error for the gaps), mc_se (Monte Carlo alone; NaN where one is unknown), num_failed (how many are left out).
     advice
         One or two sentences.
     guide_family
@@ -263,8 +263,8 @@ def _summary_row(column: pd.Series, row_se: pd.Series | None) -> tuple[float, fl
     mc_se = np.nan
     if row_se is not None and num:
         errors = row_se.to_numpy(dtype=np.float64)[finite]
-        known = np.isfinite(errors)
-        mc_se = np.sqrt(np.square(errors[known]).sum()) / num if known.any() else np.nan
+        mc_se = np.sqrt(np.square(errors).sum()) / num  # one unknown error makes that of the mean unknown
+        mc_se = mc_se if np.isfinite(mc_se) else np.nan
     return float(mean), float(se), float(mc_se), len(values) - num
 
 

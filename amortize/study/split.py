@@ -155,8 +155,8 @@ def _load_file(spec: DataSpec, validation: float, allow_nan: bool) -> Split:
     train = order[:num_train][: spec.num_train]
     rows = np.sort(order[num_train:][: spec.num_evaluated])
     num_kept = _num_validation(len(train), validation, spec)
-    kind = "data of the user's Python" if is_program_file(str(spec.source)) else "a file"
-    what = f"{kind}, {num:,} datapoints, split at random by seed {spec.seed}; {_types(loaded, source)}"
+    kind = "data" if is_program_file(str(spec.source)) else "a file"
+    what = f"{kind} of {num:,} datapoints, split at random by seed {spec.seed}; {_types(loaded, source)}"
     return Split(
         train=_take(source, np.sort(train[num_kept:]), num),
         validation=_take(source, np.sort(train[:num_kept]), num) if num_kept else None,

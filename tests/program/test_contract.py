@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -49,27 +50,44 @@ def read(case, *, guide=False):
     return program, data, log_joint, u
 
 
+def density_over_u(node, *, hidden):
+    """Log density over u of a latent without its mask; a standard normal where a mask hides it and may."""
+    transform = biject_to(node["fn"].support)
+    u = transform.inv(node["value"])
+    jacobian = transform.log_abs_det_jacobian(u, node["value"])
+    if not hidden:
+        return float(latent_log_prob(node).sum() + jacobian.sum())
+    log_prob = latent_log_prob(node)
+    seen = torch.ones_like(log_prob, dtype=torch.bool)
+    for mask in (node["mask"], node["fn"]._mask if isinstance(node["fn"], MaskedDistribution) else None):
+        seen = seen if mask is None else seen & mask
+    each = [
+        value.reshape(*log_prob.shape, -1).sum(-1) for value in (jacobian, -0.5 * u**2 - 0.5 * math.log(2 * math.pi))
+    ]
+    return float(torch.where(seen, log_prob + each[0], each[1]).sum())
+
+
 def latent_log_prob(node):
-    """Log density of a latent without its mask: what a mask hides must still be normalised."""
+    """Log density of a latent without its mask, batch dimensions kept."""
     fn = node["fn"]
     while isinstance(fn, MaskedDistribution):
         fn = fn.base_dist
     if isinstance(fn, Independent) and isinstance(fn.base_dist, MaskedDistribution):
         fn = fn.base_dist.base_dist.to_event(fn.reinterpreted_batch_ndims)
-    return fn.log_prob(node["value"]).sum()
+    return fn.log_prob(node["value"])
 
 
-def one_by_one(case, program, values, n):
+def one_by_one(case, program, values, n, hidden=()):
     """Log p(x_n, u), discrete sites summed out one choice after another."""
     values = {name: value for name, value in values.items() if name not in case.choices}
     each = [
-        one_choice(case, program, {**values, **dict(zip(case.choices, choice, strict=True))}, n)
+        one_choice(case, program, {**values, **dict(zip(case.choices, choice, strict=True))}, n, hidden)
         for choice in itertools.product(*case.choices.values())
     ]
     return float(torch.tensor(each, dtype=torch.float64).logsumexp(0))
 
 
-def one_choice(case, program, values, n):
+def one_choice(case, program, values, n, hidden):
     """The same by Pyro's trace of the model on one datapoint, validated, and torch's own bijections."""
     args, kwargs = case.alone(n)
     model = program.model if case.reference is None else case.reference
@@ -82,11 +100,9 @@ def one_choice(case, program, values, n):
         if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample" or node["infer"].get("_deterministic"):
             continue
         if name in case.choices:
-            total += float(latent_log_prob(node))
+            total += float(latent_log_prob(node).sum())
         elif name in values:
-            transform = biject_to(node["fn"].support)
-            u = transform.inv(node["value"])
-            total += float(latent_log_prob(node) + transform.log_abs_det_jacobian(u, node["value"]).sum())
+            total += density_over_u(node, hidden=name in hidden)
         elif name in program.condition or not node["cond_indep_stack"]:
             continue
         else:
@@ -104,7 +120,7 @@ def test_folded_equals_one_by_one(case):
                 name: value.index_select(log_joint.structure.sites[name].front, torch.tensor([row]))
                 for name, value in terms.values.items()
             }
-            alone = one_by_one(case, program, values, row % case.num)
+            alone = one_by_one(case, program, values, row % case.num, log_joint.structure.hidden)
             assert float(terms.joint[row]) == pytest.approx(alone, rel=1e-4, abs=1e-4)
 
 
@@ -158,19 +174,25 @@ def test_guides_density_folded_equals_one_by_one(name):
                 for key, value in values.items()
                 if key in sites
             }
-            alone = one_by_one_guide(case, program, given, row % case.num)
+            alone = one_by_one_guide(case, program, given, row % case.num, guide.hides)
             assert float(log_q[row]) == pytest.approx(alone, rel=1e-4, abs=1e-4)
 
 
-def one_by_one_guide(case, program, values, n):
-    """Log q(u | x_n) by Pyro's trace of the guide on one datapoint, discrete sites summed out."""
+def one_by_one_guide(case, program, values, n, hides):
+    """Log q(z | x_n) by Pyro's trace of the guide on one datapoint, discrete sites summed, hidden ones left out."""
     args, kwargs = case.alone(n)
     each = []
     for choice in itertools.product(*case.choices.values()):
         given = {**values, **dict(zip(case.choices, choice, strict=True))}
         with pyro.validation_enabled(True):
             trace = poutine.trace(poutine.condition(program.guide, data=given)).get_trace(*args, **kwargs)
-        each.append(sum(float(latent_log_prob(trace.nodes[name])) for name in given))
+        trace.compute_log_prob()
+        each.append(
+            sum(
+                float(trace.nodes[name]["log_prob_sum"] if name in hides else latent_log_prob(trace.nodes[name]).sum())
+                for name in given
+            )
+        )
     return float(torch.tensor(each, dtype=torch.float64).logsumexp(0))
 
 

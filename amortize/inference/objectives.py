@@ -57,10 +57,10 @@ def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
     """
     if isinstance(objective, TraceGraph_ELBO):  # it has no differentiable_loss of its own
         parts: Any = objective._loss_and_surrogate_loss
-        elbo, surrogate = parts(program.model, program.guide, data.args, data.kwargs)
+        elbo, surrogate = parts(program.trained_model, program.guide, data.args, data.kwargs)
         return cast("Tensor", surrogate + (-elbo - surrogate).detach())
     differentiable: Any = objective
-    model: Any = program.model
+    model: Any = program.trained_model
     guide: Any = program.guide
     if isinstance(objective, TraceEnum_ELBO):
         mark: Any = config_enumerate

@@ -37,7 +37,8 @@ class Compiled:
     """A function of tensors, run as a graph where that works and eagerly where it does not.
 
     Tensors that the function captures (parameters, data) are read at each call, so that what is written into them in
-    place, as an optimiser does, is followed. What the function reads as Python numbers is fixed.
+    place is followed, as far as their version counters tell (see ``follow``). What the function reads as Python numbers
+    is fixed.
 
     Parameters
     ----------
@@ -52,6 +53,9 @@ class Compiled:
         Inductor where ``num_calls`` calls are estimated to gain more than compiling costs, and else "fx".
     num_calls
         How often the function is going to be called, as far as that is known.
+    follow
+        Evaluate at each call what hangs on captured tensors alone, rather than when their version counters move: then
+        writes through ``.data``, and fused optimisers, are followed too.
 
     Attributes
     ----------
@@ -67,9 +71,10 @@ class Compiled:
         *,
         backend: str = "auto",
         num_calls: int = 0,
+        follow: bool = False,
     ) -> None:
         check_backend(backend)
-        self._function, self._probe, self._backend = function, probe, backend
+        self._function, self._probe, self._backend, self._follow = function, probe, backend, follow
         self._shapes = _shapes(examples)
         self._traced: fx.GraphModule | None = None
         self.reason = "asked for" if backend == "eager" else ""
@@ -94,7 +99,7 @@ class Compiled:
         """Run the graph, or the function itself."""
         if self._run is not None and _shapes(inputs) == self._shapes:
             with torch.no_grad():
-                return self._run(*inputs, *self._split.constants())
+                return self._run(*inputs, *self._split.constants(fresh=self._follow))
         with unvalidated():
             return self._function(*inputs)
 

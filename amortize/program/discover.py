@@ -204,6 +204,11 @@ def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
     assert dim is not None
     require_density(name, fn)
     front = value.dim() - fn.event_dim + dim
+    if front < 0:  # a plate without a size expands nothing
+        raise GlobalLatentError(
+            f"latent site {name!r} stands in plate {plate!r}, which has no size, and is one value for all datapoints. "
+            f"Give it one for each, dist.expand([x.shape[0]]), or the plate a size, pyro.plate({plate!r}, x.shape[0])"
+        )
     batch_ndim = value.dim() - fn.event_dim
     discrete = bool(fn.support.is_discrete)
     shape = _drop(value, front)

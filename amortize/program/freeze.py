@@ -44,10 +44,13 @@ class Split:
         self._seen: tuple[Any, ...] | None = None
         self._constants: tuple[Tensor, ...] = ()
 
-    def constants(self) -> tuple[Tensor, ...]:
-        """What ``main`` takes behind the graph's inputs, as the captured tensors are now."""
+    def constants(self, *, fresh: bool = False) -> tuple[Tensor, ...]:
+        """What ``main`` takes behind the graph's inputs, as the captured tensors are now.
+
+        A write through ``.data`` moves no version counter, nor does a fused optimiser: ``fresh`` looks at none.
+        """
         now = tuple([_state(value) for value in self._captured])
-        if now != self._seen:
+        if fresh or now != self._seen:
             with torch.no_grad():
                 made: tuple[Tensor, ...] = self._prologue()
             self._constants = tuple(value.detach() for value in made)

@@ -22,7 +22,8 @@ SEED = 0  # of the positions at which it is traced and checked
 class CompiledLogJoint:
     """Log p(x_n, u_cn) and its gradient in u, for C chains of these N datapoints.
 
-    Parameters are read at each call: training may go on, in place. The gradient alone costs less than with the value.
+    Parameters are read at each call: training may go on; where a parameter or buffer is replaced by another object, the
+    functions are made anew. The gradient alone costs less than with the value.
 
     Parameters
     ----------
@@ -65,24 +66,38 @@ class CompiledLogJoint:
                 drawn: Latents = log_joint.draw_prior(folded)
             return (drawn.u, drawn.choices) if sampled else (drawn.u,)
 
-        inputs = example("trace"), example("check")
-        self._both = Compiled(value_and_grad, *inputs, backend=backend, num_calls=num_calls)
-        self._slope = self._both.part((1,), num_calls=num_calls)
+        def make() -> tuple[Compiled, Compiled]:
+            inputs = example("trace"), example("check")
+            both = Compiled(value_and_grad, *inputs, backend=backend, num_calls=num_calls, follow=True)
+            return both, both.part((1,), num_calls=num_calls)
+
+        self._program, self._make = program, make
+        self._tensors = self._owned()
+        self._functions = make()
 
     def value_and_grad(self, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log joint (C, N) in nats and its gradient (C, N, D) at ``u`` (C, N, D) and ``choices`` (C, N, M)."""
-        value, slope = self._both(*_rows(u, choices))
+        value, slope = self._current()[0](*_rows(u, choices))
         return value.reshape(u.shape[:-1]), slope.reshape(u.shape)
 
     def grad_only(self, u: Tensor, choices: Tensor | None = None) -> Tensor:
         """The gradient (C, N, D) alone."""
-        (slope,) = self._slope(*_rows(u, choices))
+        (slope,) = self._current()[1](*_rows(u, choices))
         result: Tensor = slope.reshape(u.shape)
         return result
 
     def describe(self) -> str:
         """Which form runs, and why no faster one does."""
-        return self._both.describe()
+        return self._current()[0].describe()
+
+    def _owned(self) -> list[Tensor]:
+        return [*self._program.parameters(), *self._program.buffers()]
+
+    def _current(self) -> tuple[Compiled, Compiled]:
+        owned = self._owned()
+        if len(owned) != len(self._tensors) or any(a is not b for a, b in zip(owned, self._tensors, strict=True)):
+            self._tensors, self._functions = owned, self._make()
+        return self._functions
 
 
 def _rows(u: Tensor, choices: Tensor | None) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
@@ -116,6 +117,7 @@ class Program(nn.Module):
         if whole and plate is not None:
             raise ArgumentError(f"plate: expected none where whole=True (no plate indexes datapoints), got {plate!r}")
         self._adopted = False
+        self._givens: tuple[str, ...] = ()
         self._fitting: set[str] = set()  # names in condition whose values fit their sites
         self._treatments: dict[Any, Structure] = {}
 
@@ -215,8 +217,15 @@ class Program(nn.Module):
         if unknown:
             raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
         self._check_condition(structure, data)
+        self._givens = tuple(name for name in self.condition if self.whole or name in structure.outside)
         structure = self._with_discrete(structure, data) if structure.discrete else structure
         return self._with_hidden(structure, data) if structure.hidden else structure
+
+    @property
+    def trained_model(self) -> Callable[..., Any]:
+        """The model as training sees it: a value given to a global latent has no density in the objective."""
+        model: Callable[..., Any] = poutine.block(self.model, hide=list(self._givens)) if self._givens else self.model
+        return model
 
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""

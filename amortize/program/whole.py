@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -136,7 +137,8 @@ class WholeLogJoint(LogJoint):
     def __init__(self, program: Program, structure: Structure, like: Tensor, data: Data) -> None:
         super().__init__(program, structure, like)
         size = sum(leaf.numel() for leaf in data.leaves if isinstance(leaf, Tensor))
-        self.whole = vectorised_if_right(WholeRunner(program.model, structure.sites, like, size), data)
+        model = program.model if not program.condition else _without_givens(program, data)
+        self.whole = vectorised_if_right(WholeRunner(model, structure.sites, like, size), data)
 
     @property
     def reason(self) -> str:
@@ -186,3 +188,23 @@ class WholeLogJoint(LogJoint):
 
     def _latents(self, u: Tensor) -> Latents:
         return Latents(u, torch.zeros(len(u), 0, dtype=torch.long, device=u.device))
+
+
+def _without_givens(program: Program, data: Data) -> Function:
+    """The model given the values in ``condition``, whose own densities are left out.
+
+    Raises
+    ------
+    ContractError
+        If such a density depends on latents, so that leaving it out would be another model.
+    """
+    runs = [_recorded(program.model, data, number) for number in range(2)]
+    for name in program.condition:
+        first, second = (messages[name]["fn"].log_prob(messages[name]["value"]) for messages in runs)
+        if not torch.equal(first, second):
+            raise ContractError(
+                f"condition: the distribution of {name!r} depends on latents, so its value is an observation, not a "
+                f"given. Observe it in the model, pyro.sample({name!r}, ..., obs=value)"
+            )
+    model: Function = poutine.block(program.model, hide=list(program.condition))
+    return model

@@ -76,7 +76,8 @@ class Ledger:
         failed there. Without a guide: log_evidence, elbo_<family>, approximation_gap and their errors.
     summary
         A row for each of these columns: mean over the datapoints where it is finite, se (over datapoints: a
-        paired standard error for the gaps), mc_se (Monte Carlo alone; NaN where one is unknown), num_failed (how many are left out).
+        paired standard error for the gaps), mc_se (Monte Carlo alone; NaN where one is unknown), num_failed (how
+        many are left out).
     advice
         One or two sentences.
     guide_family

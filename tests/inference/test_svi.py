@@ -207,3 +207,23 @@ def test_a_discrete_guide_is_validated_by_its_loss():
     states = torch.stack([dist.Normal(0.0, 1.0).log_prob(x), dist.Normal(1.0, 1.0).log_prob(x)])
     spread = states.std(0, correction=0).square().mean().sqrt() / (16 * len(x)) ** 0.5
     assert abs(row.validation_elbo - states.mean().item()) < 5 * spread
+
+
+def test_a_value_given_to_a_global_latent_is_no_part_of_the_objective():
+    x = torch.zeros(4)
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        shift = pyro.param("shift", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1.5 + shift, 0.5**0.5))  # the exact posterior: the ELBO is log p(x | mean)
+
+    program = am.Program(model, guide, condition={"mean": 3.0})
+    history = am.fit(program, x, num_steps=3, training=am.Training(learning_rate=1e-9)).history
+    exact = float(dist.Normal(3.0, 2**0.5).log_prob(torch.tensor(0.0)))
+    np.testing.assert_allclose(history["elbo"], exact, rtol=1e-5)

@@ -89,11 +89,11 @@ def test_a_program_s_log_joint_is_compiled(name):
 def test_the_gradient_of_bernoulli_needs_no_softplus():
     program, x = bernoulli_vae(), binary(5, 40)
     joint = program.compiled(x)
-    assert "softplus" in joint._both.code
-    code = joint._slope.code
+    assert "softplus" in joint._functions[0].code
+    code = joint._functions[1].code
     assert "softplus" not in code and "sum" not in code and "pow" not in code and "log" not in code
     assert code.count("mm(") == 6, "a product a layer forward, and one back"
-    assert joint._both.code.count("mm(") == 6
+    assert joint._functions[0].code.count("mm(") == 6
 
 
 def test_parameters_changed_in_place_are_followed():
@@ -251,7 +251,7 @@ def test_large_products_through_onednn_are_those_of_addmm():
     joint, eager = program.compiled(x, num_chains=4), program.compiled(x, num_chains=4, backend="eager")
     assert joint.describe() == GRAPH
     if torch.backends.mkldnn.is_available():
-        assert "mkldnn" in joint._both.code
+        assert "mkldnn" in joint._functions[0].code
     u = torch.randn(4, 30, 20)
     for ours, truth in zip(joint.value_and_grad(u), eager.value_and_grad(u), strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-3)
@@ -271,3 +271,39 @@ def test_one_hot_does_not_stop_a_trace():
 
     compiled = Compiled(function, (torch.randn(3, 3),), (torch.randn(3, 3),))
     assert compiled.describe() == "FX graph, equal to eager"
+
+
+def test_a_compiled_log_joint_follows_every_way_of_changing_a_parameter():
+    decoder = torch.nn.Linear(2, 3)
+    log_scale = torch.nn.Parameter(torch.zeros(3))
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder, self.log_scale = decoder, log_scale
+
+        def forward(self, x):
+            scale = self.log_scale.exp()
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
+
+    network, x, u = Model(), torch.randn(5, 3), torch.randn(2, 5, 2)
+    program = am.Program(network)
+    compiled = program.compiled(x, num_chains=2)
+
+    def check():
+        with program.evaluating():
+            truth = program.log_joint(program.prepare(x))(program.prepare(x), u)
+        torch.testing.assert_close(compiled.value_and_grad(u)[0], truth.detach(), rtol=1e-5, atol=1e-5)
+
+    check()
+    network.log_scale.data.add_(0.7)
+    check()
+    network.log_scale = torch.nn.Parameter(torch.full((3,), -0.4))
+    check()
+    optimiser = torch.optim.Adam(program.parameters(), lr=0.3, fused=True)
+    program.model(x)
+    (network.log_scale.sum() + network.decoder.weight.sum()).backward()
+    optimiser.step()
+    check()

@@ -444,3 +444,23 @@ def test_guides_that_do_not_fit_are_refused(name):
     guide, words = GUIDES[name]
     with pytest.raises(GuideMismatchError, match=words):
         am.posterior(am.Program(regression, guide, whole=True), regression_data(), num_draws=2)
+
+
+def test_a_given_has_no_density_of_its_own():
+    x = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        scale = pyro.sample("scale", dist.LogNormal(x.new_zeros(()), 1.0))
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(()), 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+    program = am.Program(model, whole=True, condition={"scale": torch.tensor(1.3, dtype=torch.float64)})
+    local = am.fit_local(program, x, family="full-covariance", init="prior")
+    covariance = 4 * torch.ones(6, 6) + 1.69 * torch.eye(6)
+    exact = dist.MultivariateNormal(torch.zeros(6, dtype=torch.float64), covariance.double()).log_prob(x)
+    assert local.elbo[0] == pytest.approx(float(exact), abs=5 * local.elbo_se[0] + 1e-3)
+
+    seen = am.Program(model, whole=True, condition={"x": x})
+    with pytest.raises(ContractError, match="'x' depends on latents"):
+        am.evidence(seen, x)

@@ -15,7 +15,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch.distributions import Independent, biject_to
 
 import amortize as am
-from amortize.errors import AmortizeWarning
+from amortize.errors import AmortizeWarning, TrainingError
 from amortize.random import pyro_rng
 from tests.programs import PROGRAMS
 
@@ -204,6 +204,8 @@ def test_guides_train(name):
         warnings.simplefilter("ignore", AmortizeWarning)
         program.prepare(case.data)
         if not [parameter for parameter in program.parameters() if parameter.requires_grad]:
-            pytest.skip("there is nothing to train")
+            with pytest.raises(TrainingError, match="no parameters to train"):
+                am.fit(program, case.data, num_steps=2)
+            return
         history = am.fit(program, case.data, num_steps=2, training=am.Training(progress=False)).history
     assert np.isfinite(history.elbo).all()

@@ -32,6 +32,8 @@ MANY_THIN = 0.1
 """Share of datapoints with so few effective chains that calls for a warning."""
 MANY_FAILED = 0.05
 """Share of failed datapoints that calls for a warning."""
+ROUNDING = 1e-3
+"""Nats that sums in float32 may be apart."""
 MANY_UNCONVERGED = 0.1
 """Share of local fits without convergence that calls for a warning."""
 
@@ -63,6 +65,8 @@ def advise(
     sentence = _SENTENCES[finding.verdict](finding)
     if all_discrete and finding.verdict == "unsplit":
         sentence = _discrete(finding)
+    elif all_discrete and finding.verdict == "nothing" and abs(finding.gap) < ROUNDING:
+        sentence = "Nothing is approximated: every latent is discrete and summed out, so log p(x) is exact."
     cautions = [
         *_evidence_cautions(table, evidence_ess),
         *_row_cautions(finding, unconverged or {}),

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -284,3 +286,31 @@ def test_wrong_arguments_are_refused_before_anything_is_computed():
         am.gaps(model.program(), x, num_draws=1)
     with pytest.raises(ArgumentError, match="family"):
         am.gaps(model.program(), x, families=("flow",))
+
+
+def test_a_program_of_discrete_latents_alone_is_exact_and_its_guide_is_judged_by_its_own_draws():
+    weights = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((4,), 0.4)).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weights, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=x[:, :4]).to_event(1))
+
+    x = torch.as_tensor(am.Program(model).simulate(torch.zeros(20, 6), seed=1)[1]["x"])
+    log_q = torch.stack([dist.Bernoulli(logits=x[:, :4]).log_prob(z).sum(-1) for z in bits])
+    log_p = torch.stack(
+        [dist.Bernoulli(0.4).log_prob(z).sum() + dist.Normal(z @ weights, 0.5).log_prob(x).sum(-1) for z in bits]
+    )
+    ledger = am.gaps(am.Program(model, guide), x, num_draws=2000)
+    np.testing.assert_allclose(ledger.table["log_evidence"], log_p.logsumexp(0), rtol=1e-5)
+    elbo = (log_q.exp() * (log_p - log_q)).sum(0).numpy()
+    assert (np.abs(ledger.table["elbo_guide"] - elbo) < z_value(20) * ledger.table["elbo_guide_se"]).all()
+    assert "All latents are discrete" in ledger.advice
+
+    alone = am.gaps(am.Program(model, lambda x: None), x)
+    assert (alone.table["inference_gap"].abs() < 1e-4).all() and "log p(x) is exact" in alone.advice

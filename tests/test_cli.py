@@ -177,7 +177,7 @@ def test_wrong_data(folder: Path) -> None:
     Path("x.txt").write_text("1 2")
     for file, name, message in [
         ("none.npy", "DataError", r"No such file.*none\.npy"),
-        ("wide.npy", "DataError", r"does not run on this data \(.* \(\d+, 3\)\): .*\n.*\nCompare the shapes"),
+        ("wide.npy", "DataError", r"at line \d+ of good.py: .*The data are .* \(\d+, 3\), .*Compare the sizes"),
         ("nan.npy", "DataError", r"2 NaN and 0 infinite values, in 2 of 40 rows .*Drop or fill them"),
         ("text.npy", "DataError", r"expected numbers, got dtype <U1"),
         ("one.npy", "DataError", r"expected at least 2 datapoints .*, got 1"),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor, distributions
 
 from amortize.errors import AmortizeError, ContractError, DataError
+from amortize.program.blame import line_of
 from amortize.program.data import Data
 
 __all__ = ["explained"]
@@ -19,6 +20,10 @@ PLATE = re.compile(
 DTYPE = re.compile(
     r"same dtype|expected scalar type|should be the same|not implemented for '(Byte|Char|Short|Int|Long|Bool)'|"
     r"can't be cast to the desired output type|only Tensors of floating point"
+)
+SHAPES = re.compile(
+    r"shapes cannot be multiplied|[Ss]ize mismatch|The size of tensor a \(|is invalid for input of size|"
+    r"Sizes of tensors must match|must be equal to input_size|to have \d+ channels|normalized_shape="
 )
 TORCH = re.compile(r"^'(?P<kind>\w+)' object is not callable$")
 CALL = re.compile(r"\(\) (missing|takes|got an unexpected keyword|got multiple values)")
@@ -38,13 +43,13 @@ def explained(name: str, data: Data) -> Iterator[None]:
     except AmortizeError:
         raise
     except Exception as error:
-        better = _better(name, data, " ".join(str(error).split()))
+        better = _better(name, data, " ".join(str(error).split()), line_of(error))
         if better is None:
             raise
         raise better from error
 
 
-def _better(name: str, data: Data, message: str) -> AmortizeError | None:
+def _better(name: str, data: Data, message: str, line: str) -> AmortizeError | None:
     plate = PLATE.search(message)
     if plate:
         return ContractError(
@@ -63,6 +68,11 @@ def _better(name: str, data: Data, message: str) -> AmortizeError | None:
         return ContractError(
             f"a site draws from torch.distributions.{kind}, which Pyro can't call; latents need its own, "
             f"pyro.distributions.{kind} (torch's objects do at observed sites)"
+        )
+    if SHAPES.search(message):
+        return DataError(
+            f"{name} does not fit the sizes of the data ({message}{', at ' if line else ''}{line}). The data are {_types(data)}, a row a datapoint. "
+            f"Compare the sizes that its layers and distributions expect{data.hint()}"
         )
     if CALL.search(message):
         return DataError(

@@ -253,3 +253,23 @@ def test_minibatches_are_taken_where_no_argument_is_a_tensor():
     program = am.Program(of_list, guide, fold={"xs": lambda xs, rows: [xs[int(row)] for row in rows]})
     fitted = am.fit(program, (ragged,), num_steps=3, training=am.Training(batch_size=4, progress=False))
     assert np.isfinite(fitted.history.elbo).all()
+
+
+def test_data_of_another_width_are_named_with_their_shape():
+    decoder, encoder = torch.nn.Linear(2, 5), torch.nn.Linear(5, 4)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc, log_scale = encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    for call in (am.evidence, am.fit, am.gaps, am.posterior):
+        with pytest.raises(DataError, match=r"does not fit the sizes of the data .*float32 \(\d, 6\)"):
+            call(am.Program(model, guide), torch.zeros(8, 6))

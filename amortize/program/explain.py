@@ -70,9 +70,10 @@ def _better(name: str, data: Data, message: str, line: str) -> AmortizeError | N
             f"pyro.distributions.{kind} (torch's objects do at observed sites)"
         )
     if SHAPES.search(message):
+        where = f", at {line}" if line else ""
         return DataError(
-            f"{name} does not fit the sizes of the data ({message}{', at ' if line else ''}{line}). The data are {_types(data)}, a row a datapoint. "
-            f"Compare the sizes that its layers and distributions expect{data.hint()}"
+            f"{name} does not fit the sizes of the data ({message}{where}). The data are {_types(data)}, a row a "
+            f"datapoint. Compare the sizes that its layers and distributions expect{data.hint()}"
         )
     if CALL.search(message):
         return DataError(

@@ -39,6 +39,7 @@ from amortize.inference.starts import Start, scale_of
 from amortize.program.compile import check_backend
 from amortize.program.data import Data
 from amortize.program.density import Latents
+from amortize.program.options import check_flag
 from amortize.random import generator, stream_seed
 
 __all__ = ["AIS", "Annealed", "Kernels", "Plan", "anneal", "make_conditionals", "make_path", "run_ais", "run_pilot"]
@@ -95,6 +96,7 @@ class AIS:
         if not self.step_size > 0:
             raise ArgumentError(f"AIS step_size: expected a positive number, got {self.step_size!r}")
         check_backend(self.backend)
+        check_flag("AIS pilot", self.pilot)
 
     @property
     def num_calls(self) -> tuple[int, int]:

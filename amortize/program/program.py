@@ -24,6 +24,7 @@ from amortize.program.check import CheckReport, check_program, verify_guide, ver
 from amortize.program.data import Data
 from amortize.program.density import FoldedLogJoint, LogJoint, require_guide
 from amortize.program.describe import describe
+from amortize.program.device import checked_device
 from amortize.program.discover import HEAD, discover, run_recorded
 from amortize.program.discrete import check_mode, resolve_discrete
 from amortize.program.enumerate import Runner
@@ -38,7 +39,7 @@ from amortize.program.sites import Structure
 from amortize.program.whole import WholeLogJoint, discover_whole
 from amortize.program.whole_guide import WholeGuide
 
-__all__ = ["Program", "checked_device"]
+__all__ = ["Program"]
 
 
 class Program(nn.Module):
@@ -235,7 +236,7 @@ class Program(nn.Module):
 
     def unverified_log_joint(self, data: Data, structure: Structure) -> LogJoint:
         """The log joint, for those who try the contract themselves."""
-        like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+        like = torch.zeros((), dtype=structure.dtype, device=data.index.device)
         return WholeLogJoint(self, structure, like, data) if self.whole else FoldedLogJoint(self, structure, like)
 
     def guide_density(self, data: Data) -> GuideDensity:
@@ -341,7 +342,7 @@ class Program(nn.Module):
         """Which masked latents are truly hidden; contraction takes none for hidden."""
         if self.whole or structure.summation == "contraction":
             return replace(structure, hidden=())
-        like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+        like = torch.zeros((), dtype=structure.dtype, device=data.index.device)
         runner = Runner(self.model, structure.sites, structure.plate, like, structure.batch_ndim)
         with self.evaluating():
             return replace(structure, hidden=hidden_sites(runner, structure, data))
@@ -350,7 +351,7 @@ class Program(nn.Module):
         """How discrete sites are treated; tried once for each shape of the program."""
         key = (self.discrete, structure.plate, *structure.sites.values())
         if key not in self._treatments:
-            like = torch.zeros((), dtype=structure.dtype, device=_device(data))
+            like = torch.zeros((), dtype=structure.dtype, device=data.index.device)
             runner = Runner(self.model, structure.sites, structure.plate, like, structure.batch_ndim)
             with self.evaluating():
                 self._treatments[key] = resolve_discrete(runner, structure, data, self.discrete)
@@ -382,25 +383,3 @@ class Program(nn.Module):
         adopt(parts, data)
         refuse_shared_names(parts, data)
         self._adopted = True
-
-
-def checked_device(device: str | torch.device) -> torch.device:
-    """The device, where this machine has it.
-
-    Raises
-    ------
-    ArgumentError
-        Otherwise.
-    """
-    kind = str(device).partition(":")[0]
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(kind):
-        usable = ", ".join(name for name, there in available.items() if there)
-        raise ArgumentError(
-            f"device: {device!r} is not available to this PyTorch ({torch.__version__}). Usable: {usable}"
-        )
-    return torch.device(device)
-
-
-def _device(data: Data) -> torch.device:
-    return data.index.device

@@ -18,8 +18,9 @@ from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
 from amortize.models import BernoulliVAE, FactorAnalysis
 from amortize.program.check import CheckReport, verify_finite
 from amortize.program.data import Data
+from amortize.program.device import checked_device
 from amortize.program.discover import run_recorded
-from amortize.program.program import Program, checked_device
+from amortize.program.program import Program
 from amortize.program.simulate import to_front
 from amortize.random import pyro_rng, stream_seed
 from amortize.study.sources import read_source

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
-from amortize.diagnostics.psis import psis
-from amortize.diagnostics.weights import effective_sample_size, log_evidence_se, log_mean_exp
 from amortize.errors import AmortizeWarning, ArgumentError
-from amortize.inference.ais import AIS, run_ais
-from amortize.inference.importance import ImportanceSampling, log_ratios
+from amortize.inference.ais import AIS
+from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import LocalPosterior
+from amortize.inference.method import MAX_ROWS, AnnealingPath, Estimate, Method, concatenate
 from amortize.inference.starts import GaussianStart, GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.random import check_seed, stream_seed
 
-__all__ = ["Evidence", "evidence"]
+__all__ = ["Evidence", "evidence", "make_start"]
 
-MAX_ROWS = 2**15
 LEAST_ESS = 2.0
 FEW_DRAWS = 5  # below, the effective sample size can't tell
 
@@ -45,7 +45,13 @@ class Evidence:
     lower, upper
         (N,) bounds in expectation, or None where the method gives none.
     log_weights
-        (C, N) log weights whose mean weight estimates p(x_n).
+        (C, N) log weights whose mean weight estimates p(x_n); NaN pads datapoints that have fewer than others.
+    used, num_gradients
+        (N,) the method used for each datapoint, and the gradient evaluations it took (a value counts as a third).
+    path
+        How annealing went at each temperature, or None.
+    interrupted
+        Whether Ctrl-C stopped the run: datapoints not reached are NaN.
     method, settings, seed, start, seconds
         How the numbers came about.
     """
@@ -59,6 +65,10 @@ class Evidence:
     lower: np.ndarray | None
     upper: np.ndarray | None
     log_weights: np.ndarray
+    used: np.ndarray
+    num_gradients: np.ndarray
+    path: AnnealingPath | None
+    interrupted: bool
     method: str
     settings: dict[str, Any]
     seed: int
@@ -77,6 +87,8 @@ class Evidence:
             "num_nonfinite": self.num_nonfinite,
             "lower": self.lower if self.lower is not None else np.nan,
             "upper": self.upper if self.upper is not None else np.nan,
+            "used": self.used,
+            "num_gradients": self.num_gradients,
         }
         return pd.DataFrame(columns, index=pd.RangeIndex(len(self.se), name="datapoint"))
 
@@ -96,7 +108,7 @@ def evidence(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
-    method: AIS | ImportanceSampling | None = None,
+    method: Method | None = None,
     start: str | LocalPosterior | None = None,
     discrete: str | None = None,
     seed: int = 0,
@@ -143,41 +155,90 @@ def evidence(  # noqa: PLR0913 (the public face)
     """
     require_program(program)
     method = AIS() if method is None else method
-    if not isinstance(method, (AIS, ImportanceSampling)):
-        raise ArgumentError(f"method: expected am.AIS(...) or am.ImportanceSampling(...), got {method!r}")
+    if not isinstance(method, Method):
+        raise ArgumentError(
+            f"method: expected am.AIS(...), am.ImportanceSampling(...) or another method's settings, got {method!r}"
+        )
     seed = check_seed(seed)
-    stream = stream_seed(seed, "evidence")
     begin = time.perf_counter()
     data = program.prepare(x, device=device)
     with program.evaluating(), program.treating(discrete):
         origin = make_start(program, data, start)
         exact = not (origin.log_joint.dim or origin.log_joint.structure.sampled)
-        if exact:
-            parts = _by_enumeration(origin, data)
-        elif isinstance(method, ImportanceSampling):
-            parts = _by_importance(origin, data, method, stream)
-        else:
-            parts = _by_annealing(origin, data, method, stream)
-    _mark_hopeless(parts, warn=isinstance(method, AIS))
+        result, interrupted = (
+            (_by_enumeration(origin, data), False)
+            if exact
+            else _in_chunks(method, origin, data, stream_seed(seed, "evidence"))
+        )
+    result = _mark_hopeless(result, warn=not isinstance(method, ImportanceSampling))
+    columns = {name: value for name, value in vars(result).items() if name != "name"}
     return Evidence(
-        **parts,
-        settings={} if exact else asdict(method),
+        **columns,
+        interrupted=interrupted,
+        method=result.name,
+        settings={} if exact else method.settings(),
         seed=seed,
         start=origin.name,
         seconds=time.perf_counter() - begin,
     )
 
 
-def _mark_hopeless(parts: dict[str, Any], *, warn: bool) -> None:
+def _in_chunks(method: Method, start: Start, data: Data, seed: int) -> tuple[Estimate, bool]:
+    """The estimates of chunks of datapoints; Ctrl-C keeps those that are done.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If none is done.
+    """
+    num, size = data.num_datapoints, method.chunk_size(start)
+    parts: list[Estimate] = []
+    hidden = True if num <= size else None
+    try:
+        with tqdm(total=num, desc="evidence", unit="datapoint", leave=False, disable=hidden) as bar:
+            for rows in _chunks(num, size):
+                chunk_seed = stream_seed(seed, "chunk", rows.start)
+                parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))
+                bar.update(rows.stop - rows.start)
+    except KeyboardInterrupt:
+        if not parts:
+            raise
+        done = sum(len(part.se) for part in parts)
+        warnings.warn(f"stopped after {done} of {num} datapoints; the others are NaN", AmortizeWarning, stacklevel=3)
+        return _padded(concatenate(parts), num), True
+    return concatenate(parts), False
+
+
+def _chunks(num: int, size: int) -> Iterator[slice]:
+    for first in range(0, num, size):
+        yield slice(first, min(first + size, num))
+
+
+def _padded(estimate: Estimate, num: int) -> Estimate:
+    """NaN for the datapoints that were not reached."""
+    missing = num - len(estimate.se)
+
+    def pad(column: Any) -> Any:
+        if not isinstance(column, np.ndarray):
+            return column
+        fill: Any = "none" if column.dtype == object else 0 if column.dtype.kind == "i" else np.nan
+        width = [(0, 0)] * (column.ndim - 1) + [(0, missing)]
+        return np.pad(column, width, constant_values=fill)
+
+    columns = {name: pad(value) for name, value in vars(estimate).items() if name != "path"}
+    path = estimate.path and AnnealingPath(*(pad(table) for table in vars(estimate.path).values()))
+    return Estimate(**columns, path=path)
+
+
+def _mark_hopeless(result: Estimate, *, warn: bool) -> Estimate:
     """Where one draw carries the weight, the error is unknown: no standard error, and a warning.
 
     Importance sampling has its k-hat to say so; chains are too few for one.
     """
-    num_draws = len(parts["log_weights"])
+    num_draws = len(result.log_weights)
     if num_draws < FEW_DRAWS:
-        return
-    hopeless = (parts["ess"] < LEAST_ESS) & np.isfinite(parts["log_evidence"])  # -inf is certain, and says so itself
-    parts["se"] = np.where(hopeless, np.nan, parts["se"])
+        return result
+    hopeless = (result.ess < LEAST_ESS) & np.isfinite(result.log_evidence)  # -inf is certain, and says so itself
     if warn and hopeless.any():
         warnings.warn(
             f"for {int(hopeless.sum())} of {len(hopeless)} datapoints one of {num_draws} draws carries nearly all the "
@@ -186,6 +247,7 @@ def _mark_hopeless(parts: dict[str, Any], *, warn: bool) -> None:
             AmortizeWarning,
             stacklevel=3,
         )
+    return replace(result, se=np.where(hopeless, np.nan, result.se))
 
 
 def make_start(program: Program, data: Data, start: str | LocalPosterior | None) -> Start:
@@ -209,69 +271,28 @@ def make_start(program: Program, data: Data, start: str | LocalPosterior | None)
     raise ArgumentError(f"start: expected 'guide', 'prior' or a LocalPosterior, got {got}")
 
 
-def _by_importance(start: Start, data: Data, method: ImportanceSampling, seed: int) -> dict[str, Any]:
-    log_weights = log_ratios(start, data, method.num_draws, seed=seed, stream="draws")
-    smoothed = psis(log_weights)
-    num = data.num_datapoints
-    return {
-        "log_evidence": log_mean_exp(smoothed.log_weights),
-        "se": np.maximum(log_evidence_se(smoothed.log_weights), log_evidence_se(log_weights)),
-        "ess": effective_sample_size(log_weights),
-        "khat": smoothed.khat,
-        "acceptance": np.full(num, np.nan),
-        "num_nonfinite": np.isnan(log_weights).sum(0),
-        "lower": log_mean_exp(log_weights),
-        "upper": None,
-        "log_weights": log_weights,
-        "method": "importance sampling (PSIS)",
-    }
-
-
-def _by_enumeration(start: Start, data: Data) -> dict[str, Any]:
+def _by_enumeration(start: Start, data: Data) -> Estimate:
     """With discrete latents alone, all summed out, there is nothing left to sample: log p(x) itself."""
     num = data.num_datapoints
     size = max(1, MAX_ROWS // start.log_joint.num_tiles)
     parts = []
-    for first in range(0, num, size):
-        rows = data.rows(slice(first, first + size))
+    for rows in _chunks(num, size):
+        chunk = data.rows(rows)
         with torch.no_grad():
-            u = start.log_joint.like.new_zeros(rows.num_datapoints, 0)
-            parts.append(start.log_joint.terms(rows, u=u).joint.double().cpu().numpy())
+            u = start.log_joint.like.new_zeros(chunk.num_datapoints, 0)
+            parts.append(start.log_joint.terms(chunk, u=u).joint.double().cpu().numpy())
     exact = np.concatenate(parts)
-    return {
-        "log_evidence": exact,
-        "se": np.zeros(num),
-        "ess": np.full(num, np.inf),
-        "khat": np.full(num, -np.inf),
-        "acceptance": np.full(num, np.nan),
-        "num_nonfinite": np.isnan(exact).astype(int),
-        "lower": exact,
-        "upper": exact,
-        "log_weights": exact[None],
-        "method": "exact enumeration",
-    }
-
-
-def _by_annealing(start: Start, data: Data, method: AIS, seed: int) -> dict[str, Any]:
-    size = max(1, MAX_ROWS // (method.num_chains * start.log_joint.num_tiles))
-    weights, acceptance, nonfinite = [], [], []
-    for first in range(0, data.num_datapoints, size):
-        chunk = slice(first, first + size)
-        run = run_ais(start.rows(chunk), data.rows(chunk), method, seed=stream_seed(seed, "chunk", first))
-        weights.append(run.log_weights.double().cpu().numpy())
-        acceptance.append(run.acceptance.double().mean(0).cpu().numpy())
-        nonfinite.append(run.num_nonfinite.cpu().numpy())
-    log_weights = np.concatenate(weights, 1)
-    estimate = log_mean_exp(log_weights)
-    return {
-        "log_evidence": estimate,
-        "se": log_evidence_se(log_weights),
-        "ess": effective_sample_size(log_weights),
-        "khat": psis(log_weights).khat,
-        "acceptance": np.concatenate(acceptance),
-        "num_nonfinite": np.concatenate(nonfinite),
-        "lower": estimate,
-        "upper": None,
-        "log_weights": log_weights,
-        "method": "AIS",
-    }
+    return Estimate(
+        log_evidence=exact,
+        se=np.zeros(num),
+        ess=np.full(num, np.inf),
+        khat=np.full(num, -np.inf),
+        acceptance=np.full(num, np.nan),
+        num_nonfinite=np.isnan(exact).astype(int),
+        num_gradients=np.zeros(num),
+        log_weights=exact[None],
+        lower=exact,
+        upper=exact,
+        name="exact enumeration",
+        used=np.full(num, "exact enumeration", dtype=object),
+    )

@@ -62,13 +62,22 @@ class Move(NamedTuple):
 
 
 @torch.no_grad()
-def gibbs(latents: Latents, conditionals: Conditionals, beta: Tensor, generator: torch.Generator) -> Move:
+def gibbs(
+    latents: Latents,
+    conditionals: Conditionals,
+    beta: Tensor,
+    generator: torch.Generator,
+    *,
+    backwards: bool = False,
+) -> Move:
     """One sweep over the discrete variables at inverse temperature ``beta`` (B,), u held fixed.
 
-    A row none of whose alternatives has a finite density stays as it is.
+    A row none of whose alternatives has a finite density stays as it is. ``backwards`` visits the variables in the
+    other order, which is the time reversal of the sweep.
     """
     choices = latents.choices.clone()
-    for variable in range(choices.shape[-1]):
+    order = range(choices.shape[-1])
+    for variable in reversed(order) if backwards else order:
         base, ratio = conditionals(Latents(latents.u, choices), variable)
         logits = base + beta * ratio
         logits = torch.where(torch.isnan(logits), -torch.inf, logits)

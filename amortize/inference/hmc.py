@@ -11,24 +11,23 @@ more evenly, so that means over chains vary less.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from amortize.errors import ArgumentError, check_count
-from amortize.inference.path import GeometricPath, HeldPath, Point
+from amortize.inference.kernels import Info, Kernel, Parameters, Target, Transition, choose, stratified_normal
+from amortize.inference.path import Point
 from amortize.inference.whitening import pull, push
 
-__all__ = ["HMC", "HMCInfo", "HMCParameters", "hmc", "stratified_normal"]
-
-TINY = 1e-12  # a uniform number may be 0
+__all__ = ["HMC", "hmc"]
 
 
 @dataclass(frozen=True)
-class HMC:
-    """Settings of the kernel.
+class HMC(Kernel):
+    """Settings of Hamiltonian Monte Carlo.
 
     Parameters
     ----------
@@ -46,30 +45,32 @@ class HMC:
         if not 0 <= self.jitter < 1:
             raise ArgumentError(f"HMC jitter: expected a number in [0, 1), got {self.jitter!r}")
 
+    @property
+    def transition(self) -> Transition:
+        """``hmc``."""
+        return hmc
 
-class HMCParameters(NamedTuple):
-    """``beta`` and ``step_size`` (B, 1), the whitening ``scale`` (N, D) or (N, D, D), strata of velocities."""
+    @property
+    def num_gradients(self) -> int:
+        """One a leapfrog step."""
+        return self.num_leapfrog
 
-    beta: Tensor
-    step_size: Tensor
-    scale: Tensor
-    settings: HMC
-    num_strata: int = 1
+    @property
+    def target_acceptance(self) -> float:
+        """0.8."""
+        return 0.8
 
-
-class HMCInfo(NamedTuple):
-    """Probability of acceptance (0 where the proposal's energy is not finite) and whether it was finite, (B,)."""
-
-    acceptance: Tensor
-    finite: Tensor
+    @property
+    def largest_step(self) -> float:
+        """A quarter of a standard normal's period, L * step = pi / 2: there u forgets where it was."""
+        return math.pi / (2 * self.num_leapfrog)
 
 
 @torch.no_grad()
-def hmc(
-    state: Point, target: GeometricPath | HeldPath, parameters: HMCParameters, generator: torch.Generator
-) -> tuple[Point, HMCInfo]:
+def hmc(state: Point, target: Target, parameters: Parameters, generator: torch.Generator) -> tuple[Point, Info]:
     """One transition of B independent chains that leaves the tempered density invariant."""
     beta, scale, settings = parameters.beta, parameters.scale, parameters.settings
+    assert isinstance(settings, HMC)
     step = _jittered(parameters.step_size, settings.jitter, generator)
     velocity = stratified_normal(state.u, parameters.num_strata, generator)
     start_energy = _energy(state, beta, velocity)
@@ -80,13 +81,14 @@ def hmc(
         u = u + step * push(scale, velocity)
     proposal = target.evaluate(u)
     velocity = velocity + 0.5 * step * pull(scale, proposal.gradient(beta))
-    change = _energy(proposal, beta, velocity) - start_energy
-    finite = torch.isfinite(_energy(proposal, beta, velocity))
+    energy = _energy(proposal, beta, velocity)
+    finite = torch.isfinite(energy)
+    change = energy - start_energy
     log_accept = torch.where(finite & ~torch.isnan(change), change, -torch.inf)
     uniform = torch.rand(log_accept.shape, generator=generator, device=u.device, dtype=u.dtype)
     accept = uniform.log() < log_accept
-    moved = Point(*(_choose(accept, new, old) for new, old in zip(proposal, state, strict=True)))
-    return moved, HMCInfo(log_accept.clamp(max=0).exp(), finite)
+    info = Info(log_accept.clamp(max=0).exp(), finite, torch.zeros_like(log_accept))
+    return choose(accept, proposal, state), info
 
 
 def _energy(point: Point, beta: Tensor, velocity: Tensor) -> Tensor:
@@ -98,18 +100,3 @@ def _jittered(step_size: Tensor, jitter: float, generator: torch.Generator) -> T
         return step_size
     noise = torch.rand(step_size.shape, generator=generator, device=step_size.device, dtype=step_size.dtype)
     return step_size * (1 + jitter * (2 * noise - 1))
-
-
-def stratified_normal(like: Tensor, num_strata: int, generator: torch.Generator) -> Tensor:
-    """Standard normal (B, D); in each dimension every chain of a datapoint takes another stratum."""
-    if num_strata == 1:
-        return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-    shape = (num_strata, len(like) // num_strata, like.shape[-1])
-    noise = torch.rand((2, *shape), generator=generator, device=like.device, dtype=torch.float64)
-    level = (noise[0].argsort(0) + noise[1]) / num_strata
-    normal: Tensor = torch.special.ndtri(level.clamp(TINY, 1 - TINY))
-    return normal.to(like.dtype).reshape(like.shape)
-
-
-def _choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(accept.unsqueeze(-1) if new.dim() > 1 else accept, new, old)

@@ -7,18 +7,38 @@ normalizing constants", section 4).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["equal_length", "interpolate", "linear", "smooth"]
+__all__ = ["FIXED", "equal_length", "equal_length_each", "interpolate", "linear", "power", "sigmoid", "smooth"]
 
 FLOOR = 0.1  # share of the mean speed that every temperature keeps, so that no step grows without bound
+POWER = 3.0
+STEEPNESS = 4.0
 
 
 def linear(num_temperatures: int) -> Tensor:
     """Evenly spaced inverse temperatures, (T + 1,) float64."""
     return torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64)
+
+
+def power(num_temperatures: int) -> Tensor:
+    """(t / T)^3, crowded near the start (Friel and Pettitt 2008, section 3), (T + 1,) float64."""
+    return linear(num_temperatures) ** POWER
+
+
+def sigmoid(num_temperatures: int) -> Tensor:
+    """Crowded at both ends: a logistic curve between -4 and 4, rescaled (Wu et al. 2017), (T + 1,) float64."""
+    curve = torch.sigmoid(STEEPNESS * (2 * linear(num_temperatures) - 1))
+    schedule: Tensor = (curve - curve[0]) / (curve[-1] - curve[0])
+    return schedule
+
+
+FIXED: dict[str, Callable[[int], Tensor]] = {"linear": linear, "power": power, "sigmoid": sigmoid}
+"""Schedules that need no pilot run."""
 
 
 def equal_length(betas: Tensor, spread: Tensor, num_temperatures: int) -> Tensor:
@@ -50,14 +70,25 @@ def equal_length(betas: Tensor, spread: Tensor, num_temperatures: int) -> Tensor
     return torch.from_numpy(schedule)
 
 
+def equal_length_each(betas: Tensor, spread: Tensor, num_temperatures: int) -> Tensor:
+    """As ``equal_length`` for every datapoint by itself: spread (P + 1, N) gives (T + 1, N)."""
+    return torch.stack([equal_length(betas, column, num_temperatures) for column in spread.unbind(1)], 1)
+
+
 def interpolate(betas: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
-    """A (P, ...) table given at ``betas`` (P,), linearly interpolated at ``wanted`` (T,): (T, ...)."""
-    right = torch.searchsorted(betas, wanted.to(betas)).clamp(1, len(betas) - 1)
+    """A (P, N, ...) table given at ``betas`` (P,), linearly interpolated: (T, N, ...).
+
+    ``wanted`` is (T,), or (T, N) where each datapoint has temperatures of its own; with (T,), any (P, ...) table does.
+    """
+    right = torch.searchsorted(betas, wanted.to(betas).contiguous()).clamp(1, len(betas) - 1)
     left = right - 1
     width = (betas[right] - betas[left]).clamp_min(1e-12)
     weight = ((wanted.to(betas) - betas[left]) / width).clamp(0, 1).to(table)
-    weight = weight.reshape(-1, *([1] * (table.dim() - 1)))
-    return table[left] * (1 - weight) + table[right] * weight
+    weight = weight.reshape(*wanted.shape, *([1] * (table.dim() - wanted.dim())))
+    if wanted.dim() == 1:
+        return table[left] * (1 - weight) + table[right] * weight
+    column = torch.arange(wanted.shape[1], device=table.device)
+    return table[left, column] * (1 - weight) + table[right, column] * weight
 
 
 def smooth(table: Tensor, width: int) -> Tensor:

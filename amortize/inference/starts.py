@@ -36,8 +36,8 @@ class Start(ABC):
         """Log q0(u) and log p(x, u) - log q0(u) at u (B, D), each (B,) nats; with ``choices`` (B, M), of both."""
 
     @abstractmethod
-    def rows(self, index: slice) -> Start:
-        """The start for some of the datapoints."""
+    def rows(self, index: slice | Tensor) -> Start:
+        """The start for some of the datapoints, by a slice or their numbers."""
 
 
 class PriorStart(Start):
@@ -58,7 +58,7 @@ class PriorStart(Start):
         terms = self.log_joint.terms(data, u=u, choices=choices)
         return terms.prior, terms.likelihood
 
-    def rows(self, index: slice) -> PriorStart:  # noqa: ARG002
+    def rows(self, index: slice | Tensor) -> PriorStart:  # noqa: ARG002
         """The same prior: it is read from the model for whatever data come."""
         return self
 
@@ -82,7 +82,7 @@ class GuideStart(Start):
         log_q = self.guide.log_q(data, u, terms)
         return log_q, terms.joint - log_q
 
-    def rows(self, index: slice) -> GuideStart:  # noqa: ARG002
+    def rows(self, index: slice | Tensor) -> GuideStart:  # noqa: ARG002
         """The same guide: it is read for whatever data come."""
         return self
 
@@ -118,7 +118,7 @@ class GaussianStart(Start):
         result: Tensor = -0.5 * white.square().sum(1).T - log_det - 0.5 * dim * math.log(2 * math.pi)
         return result
 
-    def rows(self, index: slice) -> GaussianStart:
+    def rows(self, index: slice | Tensor) -> GaussianStart:
         """The Gaussians of some datapoints."""
         return GaussianStart(self.log_joint, self.loc[index], self.scale_tril[index])
 

@@ -10,7 +10,8 @@ import torch
 
 import amortize as am
 from amortize.errors import AmortizeWarning, ArgumentError
-from amortize.inference.ais import run_ais, run_pilot
+from amortize.inference.ais import run_ais
+from amortize.inference.pilot import run_pilot
 from amortize.inference.starts import PriorStart
 from tests.problems import CONJUGATE, PROBLEMS
 from tests.statistics import z_value
@@ -97,8 +98,8 @@ def test_the_pilot_freezes_and_shares_no_noise_with_the_run(factor_analysis):
     with program.evaluating():
         start = PriorStart(program.log_joint(data))
         settings = am.AIS(num_chains=2, num_temperatures=12)
-        plan = run_pilot(start, data, settings, seed=3)
-        run = run_ais(start, data, settings, seed=3)
+        plan = run_pilot(start, data, settings.budget, seed=3)
+        run = run_ais(start, data, settings, plan=plan, seed=3)
     assert plan.betas[0] == 0 and plan.betas[-1] == 1 and bool((plan.betas.diff() > 0).all())
     assert plan.step_sizes.shape == (12, 8) and plan.scales.shape == (12, 8, 5, 5)
     torch.testing.assert_close(run.step_sizes, plan.step_sizes)
@@ -179,7 +180,8 @@ def test_a_datapoint_that_fails_is_marked_and_spoils_no_other():
     [
         ({"num_chains": 0}, "num_chains"),
         ({"num_temperatures": 2.5}, "num_temperatures"),
-        ({"schedule": "sigmoid"}, "schedule"),
+        ({"schedule": "cosine"}, "schedule"),
+        ({"schedule": (0.0, 0.5, 1.0)}, "schedule"),
         ({"kernel": "hmc"}, "kernel"),
         ({"step_size": -1.0}, "step_size"),
     ],

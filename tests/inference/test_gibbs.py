@@ -12,7 +12,7 @@ import torch
 from scipy import special, stats
 
 import amortize as am
-from amortize.inference.ais import make_conditionals
+from amortize.inference.annealing import make_conditionals
 from amortize.inference.gibbs import gibbs
 from amortize.inference.starts import PriorStart
 from amortize.program.density import Latents

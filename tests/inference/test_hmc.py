@@ -8,7 +8,8 @@ import torch
 
 import amortize as am
 from amortize.errors import ArgumentError
-from amortize.inference.hmc import HMC, HMCParameters, hmc, stratified_normal
+from amortize.inference.hmc import HMC, hmc
+from amortize.inference.kernels import Parameters, stratified_normal
 from amortize.inference.path import GeometricPath
 from tests.statistics import z_value
 
@@ -28,7 +29,7 @@ def test_exact_draws_stay_exact(step_size):
     path = gaussian_path(scale)
     u = scale * torch.randn(ROWS, 2, generator=gen, dtype=torch.float64)
     ones = torch.ones(ROWS, 1, dtype=torch.float64)
-    parameters = HMCParameters(ones, step_size * ones, torch.ones_like(u), HMC(num_leapfrog=5))
+    parameters = Parameters(ones, step_size * ones, torch.ones_like(u), HMC(num_leapfrog=5))
     state, info = hmc(path.evaluate(u), path, parameters, gen)
     if step_size > 1:
         assert info.acceptance.mean() < 0.9
@@ -56,7 +57,7 @@ def test_the_state_carries_what_belongs_to_its_position():
     path = gaussian_path(torch.tensor([0.5, 2.0]))
     u = torch.randn(50, 2, generator=gen)
     ones = torch.ones(50, 1)
-    state, _ = hmc(path.evaluate(u), path, HMCParameters(0.5 * ones, ones, torch.ones(50, 2), HMC(3)), gen)
+    state, _ = hmc(path.evaluate(u), path, Parameters(0.5 * ones, ones, torch.ones(50, 2), HMC(3)), gen)
     for kept, anew in zip(state, path.evaluate(state.u), strict=True):
         torch.testing.assert_close(kept, anew)
 
@@ -70,7 +71,7 @@ def test_non_finite_proposals_are_rejected_and_counted():
     path = GeometricPath(terms)
     u = torch.full((200, 2), -0.2)
     ones = torch.ones(200, 1)
-    state, info = hmc(path.evaluate(u), path, HMCParameters(ones, 0.5 * ones, torch.ones(200, 2), HMC(3)), gen)
+    state, info = hmc(path.evaluate(u), path, Parameters(ones, 0.5 * ones, torch.ones(200, 2), HMC(3)), gen)
     assert bool(torch.isfinite(state.u).all()) and bool((state.u[:, 0] <= 0.5).all())
     assert 0 < int((~info.finite).sum()) < 200 and bool((info.acceptance[~info.finite] == 0).all())
 

@@ -1,0 +1,80 @@
+"""What :mod:`amortize.diagnostics.trust` says: each cause in plain words, with a remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["sentence"]
+
+_LEAST_FACTOR = 2.0
+
+_WORDS = {
+    "failed": """log p(x) is not finite; look at these datapoints and at the model's supports: program.check(x) names
+        rows that are -inf or NaN""",
+    "frozen": """the chains are frozen, with fewer than one move in ten accepted, so that log p(x) rests on {num_draws}
+        draws of the start alone; take smaller steps (pilot=True finds them, or step_size)""",
+    "jump": """one step of the annealing path{where} makes most of the weights' variance, and chains may not get across
+        it; place temperatures there (schedule="pilot", or more of them), or start nearer to the posterior""",
+    "heavy": """k-hat is above its threshold: the weights' tail is too heavy for log p(x) or its standard error to be
+        relied on; {more}""",
+    "slow": """chains move too little between temperatures to forget where they were, so log p(x) is probably too low
+        (its log weights spread by {spread:.1f} nats); take larger steps (pilot=True finds them), more leapfrog steps
+        (am.HMC(num_leapfrog=...)), or more temperatures""",
+    "collapsed": """one of {num_draws} draws carries more than half of the weight, so log p(x) is probably too low, by
+        an unknown amount; {more}""",
+    "short": """the weights vary too much for {num_draws} of them to settle (log weights spread by {spread:.1f} nats),
+        so log p(x) is probably too low by more than its standard error; {more}""",
+    "few": "{num_draws} draws are too few to tell a good run from a bad one; take 5 or more ({option})",
+    "stalled": """fewer than one move in ten is accepted at some temperatures{where}, which is exact but a waste;
+        smaller steps there would anneal better (pilot=True finds them for each temperature)""",
+    "nonfinite": """more than one proposal in a hundred had an energy that was not finite, and was rejected; take
+        smaller steps, or look at how the model's parameters leave their supports""",
+}
+
+
+def sentence(cause: str, count: int, total: int, facts: Mapping[str, Any]) -> str:
+    """One warning.
+
+    Parameters
+    ----------
+    cause
+        One of ``trust.CAUSES``.
+    count, total
+        Datapoints that have it, and all.
+    facts
+        Of the datapoints that have it: ``num_draws`` and ``num_steps`` (medians; 0 steps is a method that doesn't
+        anneal), ``between`` (range of beta, or None), ``spread`` of the log weights in nats.
+
+    Examples
+    --------
+    >>> facts = {"num_draws": 3, "num_steps": 100, "between": None, "spread": 0.2}
+    >>> sentence("few", 1, 1, facts)
+    '1 of 1 datapoint: 3 draws are too few to tell a good run from a bad one; take 5 or more (num_chains).'
+    """
+    text = " ".join(_WORDS[cause].split()).format(
+        num_draws=facts["num_draws"],
+        spread=facts["spread"],
+        where="" if facts["between"] is None else " (beta from {:.2g} to {:.2g})".format(*facts["between"]),
+        option="num_chains" if facts["num_steps"] else "num_draws",
+        more=_more(facts["num_steps"], facts["spread"]),
+    )
+    return f"{count} of {total} datapoint{'s' if total != 1 else ''}: {text}."
+
+
+def _more(num_steps: int, spread: float) -> str:
+    """More of the same, with a figure: the variance of annealed log weights falls as one over the temperatures."""
+    if not num_steps:
+        return "take more draws (num_draws), start nearer to the posterior, or anneal (am.AIS)"
+    factor = max(spread**2, _LEAST_FACTOR) if math.isfinite(spread) else _LEAST_FACTOR  # to a spread of one nat
+    return (
+        f"anneal more slowly (num_temperatures of about {_rounded(factor * num_steps)}), or start nearer to the "
+        "posterior (a guide, a local posterior)"
+    )
+
+
+def _rounded(value: float) -> str:
+    """One significant digit, upward: a forecast this rough deserves no more."""
+    unit = 10 ** math.floor(math.log10(value))
+    return str(math.ceil(value / unit) * unit)

@@ -13,8 +13,8 @@ _LEAST_FACTOR = 2.0
 _WORDS = {
     "failed": """log p(x) is not finite; look at these datapoints and at the model's supports: program.check(x) names
         rows that are -inf or NaN""",
-    "frozen": """the chains are frozen, with fewer than one move in ten accepted, so that log p(x) rests on {num_draws}
-        draws of the start alone; take smaller steps (pilot=True finds them, or step_size)""",
+    "frozen": """the chains are frozen, for fewer than one move in ten passes the Metropolis test, so that log p(x)
+        rests on {num_draws} draws of the start alone; take smaller steps (pilot=True finds them, or step_size)""",
     "jump": """one step of the annealing path{where} makes most of the weights' variance, and chains may not get across
         it; place temperatures there (schedule="pilot", or more of them), or start nearer to the posterior""",
     "heavy": """k-hat is above its threshold: the weights' tail is too heavy for log p(x) or its standard error to be

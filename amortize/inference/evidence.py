@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from amortize.diagnostics.trust import Trust, assess
 from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.ais import AIS
 from amortize.inference.importance import ImportanceSampling
@@ -76,6 +77,21 @@ class Evidence:
     seconds: float
 
     @property
+    def trust(self) -> Trust:
+        """Which datapoints can be relied on, and what to do about the others (see ``amortize.diagnostics.assess``)."""
+        return assess(self)
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """(N,) whether a number can be relied on within its standard error, by the signs that its run left."""
+        return self.trust.trusted
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """In plain words what is wrong, on how many datapoints, and a remedy."""
+        return self.trust.warnings
+
+    @property
     def table(self) -> pd.DataFrame:
         """A row a datapoint."""
         columns = {
@@ -89,6 +105,7 @@ class Evidence:
             "upper": self.upper if self.upper is not None else np.nan,
             "used": self.used,
             "num_gradients": self.num_gradients,
+            "trusted": self.trusted,
         }
         return pd.DataFrame(columns, index=pd.RangeIndex(len(self.se), name="datapoint"))
 
@@ -98,9 +115,11 @@ class Evidence:
         known = good & np.isfinite(self.se)
         error = np.sqrt(np.sum(np.square(self.se[known]))) / known.sum() if known.any() else np.nan
         unknown = f", {good.sum() - known.sum()} of them with an unknown error" if (good & ~known).any() else ""
+        doubtful = int((good & ~self.trusted).sum())
+        doubt = f"; {doubtful} not to be trusted (.warnings says why)" if doubtful else ""
         return (
             f"{self.method} from the {self.start}: mean log p(x) {mean:.3f} +- {error:.3f} nats (Monte Carlo) over "
-            f"{good.sum()} of {len(good)} datapoints{unknown}"
+            f"{good.sum()} of {len(good)} datapoints{unknown}{doubt}"
         )
 
 

@@ -61,9 +61,9 @@ def test_an_error_that_is_unknown_is_not_printed_as_zero():
     sampled = am.evidence(problem.program(guide=True), problem.data, method=am.ImportanceSampling(num_draws=1))
     assert np.isnan(sampled.se).all()
     num = len(sampled.se)
-    assert str(sampled).endswith(
-        f"+- nan nats (Monte Carlo) over {num} of {num} datapoints, {num} of them with an unknown error"
-    )
+    unknown = f"+- nan nats (Monte Carlo) over {num} of {num} datapoints, {num} of them with an unknown error"
+    assert str(sampled).endswith(f"{unknown}; {num} not to be trusted (.warnings says why)")
+    assert "too few to tell" in sampled.warnings[0]
 
 
 def test_khat_flags_a_guide_that_is_too_narrow(factor_analysis):

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from amortize.inference.fitted import load as load
     from amortize.inference.hmc import HMC as HMC
     from amortize.inference.importance import ImportanceSampling as ImportanceSampling
+    from amortize.inference.langevin import Langevin as Langevin
     from amortize.inference.local import LocalPosterior as LocalPosterior
     from amortize.inference.local import fit_local as fit_local
+    from amortize.inference.mala import MALA as MALA
     from amortize.inference.posterior import posterior as posterior
     from amortize.inference.svi import Training as Training
     from amortize.inference.svi import fit as fit
+    from amortize.inference.ula import ULA as ULA
     from amortize.program.program import Program as Program
     from amortize.report.tree import to_datatree as to_datatree
     from amortize.study.gaps import Ledger as Ledger
@@ -41,12 +44,15 @@ _HOMES = {
     "Fitted": "amortize.inference.fitted",
     "HMC": "amortize.inference.hmc",
     "ImportanceSampling": "amortize.inference.importance",
+    "Langevin": "amortize.inference.langevin",
     "Ledger": "amortize.study.gaps",
+    "MALA": "amortize.inference.mala",
     "LocalPosterior": "amortize.inference.local",
     "Program": "amortize.program.program",
     "Study": "amortize.study.spec",
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
+    "ULA": "amortize.inference.ula",
     "evidence": "amortize.inference.evidence",
     "fit": "amortize.inference.svi",
     "fit_local": "amortize.inference.local",
@@ -61,9 +67,12 @@ _SUBMODULES = ("data", "diagnostics", "errors", "inference", "models", "program"
 __all__ = [
     "AIS",
     "HMC",
+    "MALA",
+    "ULA",
     "Evidence",
     "Fitted",
     "ImportanceSampling",
+    "Langevin",
     "Ledger",
     "LocalPosterior",
     "Program",

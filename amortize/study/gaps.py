@@ -12,7 +12,7 @@ variational autoencoders".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from amortize.inference.ais import AIS
 from amortize.inference.evidence import evidence as measure_evidence
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import fit_local
+from amortize.inference.method import Method
 from amortize.program.data import Data
 from amortize.program.density import require_guide
 from amortize.program.discover import run_recorded
@@ -108,7 +109,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     x: Any,
     *,
     families: Sequence[str] = ("mean-field", "full-covariance"),
-    method: AIS | ImportanceSampling | None = None,
+    method: Method | None = None,
     num_draws: int = 1000,
     seed: int = 0,
     device: str | None = None,
@@ -125,7 +126,7 @@ def gaps(  # noqa: PLR0913 (the public face)
         Families to fit to each datapoint by itself; without the guide's own, the best of them stands in for
         it.
     method
-        How to measure log p(x): ``am.AIS(...)`` (the default) or ``am.ImportanceSampling(...)``.
+        How to measure log p(x), as in ``am.evidence``: ``am.AIS(...)`` is the default.
     num_draws
         S, draws of the guide behind its ELBO, k-hat and effective sample size.
     seed, device
@@ -168,7 +169,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     local = {name: fit_local(program, data, family=name, seed=seed, device=device) for name in families}
     evidence = measure_evidence(program, data, method=method, seed=seed, device=device)
     settings = {
-        "method": {"name": type(method).__name__, **asdict(method)},
+        "method": {"name": type(method).__name__, **method.settings()},
         "num_draws": num_draws,
         "seed": seed,
         "device": device,

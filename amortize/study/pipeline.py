@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from amortize.inference.fitted import Fitted, load
 from amortize.inference.hmc import HMC
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import LocalPosterior, fit_local
+from amortize.inference.method import AnnealingPath, Method
 from amortize.inference.posterior import posterior
 from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
@@ -150,22 +151,18 @@ class Pipeline:
             return importance
         return self._measure("evidence", self._method(), spec.start)
 
-    def _method(self) -> AIS | ImportanceSampling:
+    def _method(self) -> Method:
         """The method that the spec asks for."""
         spec = self.study.evidence
         if spec.method == "importance":
             return ImportanceSampling(spec.num_draws)
         return AIS(spec.num_chains, spec.num_temperatures, HMC(spec.num_leapfrog), spec.schedule)
 
-    def _measure(
-        self, name: str, method: AIS | ImportanceSampling, start: str | None, discrete: str | None = None
-    ) -> Evidence:
-        settings = {"method": type(method).__name__, **asdict(method), "start": start, "discrete": discrete}
-        return self.stages.run(
-            name,
-            self._evaluating(name, settings),
-            dataclass_codec(Evidence),
-            lambda: evidence(
+    def _measure(self, name: str, method: Method, start: str | None, discrete: str | None = None) -> Evidence:
+        settings = {"method": type(method).__name__, **method.settings(), "start": start, "discrete": discrete}
+
+        def compute() -> Evidence:
+            measured = evidence(
                 self.program,
                 self.data,
                 method=method,
@@ -173,14 +170,21 @@ class Pipeline:
                 discrete=discrete,
                 seed=self._seed(name),
                 device=self.study.device,
-            ),
-        )
+            )
+            if measured.interrupted:  # a part of the datapoints is not what the spec asks for
+                raise KeyboardInterrupt
+            return measured
+
+        codec = dataclass_codec(Evidence, nested={"path": AnnealingPath})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "stopped after", AmortizeWarning)
+            return self.stages.run(name, self._evaluating(name, settings), codec, compute)
 
     def ledger(self, measured: Evidence, importance: Evidence | None, local: Mapping[str, LocalPosterior]) -> Ledger:
         """The gaps, its rows named by the datapoints' places in the source."""
         method = self._method()
         settings = {
-            "method": {"name": type(method).__name__, **asdict(method)},
+            "method": {"name": type(method).__name__, **method.settings()},
             "num_draws": self.study.evidence.num_draws,
             "seed": self.study.seed,
             "device": self.study.device,

@@ -113,25 +113,37 @@ def arrays_codec() -> Codec[dict[str, NDArray[Any]]]:
     return Codec(".npz", lambda arrays, path: _savez(path, arrays), _loadz)
 
 
-def dataclass_codec(cls: type[T], **live: Any) -> Codec[T]:
-    """For dataclasses whose fields are arrays or plain values; ``live`` objects are put back when reading."""
+def dataclass_codec(cls: type[T], *, nested: Mapping[str, type] | None = None, **live: Any) -> Codec[T]:
+    """For dataclasses whose fields are arrays or plain values.
+
+    ``nested`` names fields that hold a dataclass of arrays or None, and ``live`` objects are put back when reading.
+    """
+    inner = nested or {}
 
     def write(result: T, path: Path) -> None:
-        arrays, plain = _fields(result)
+        arrays, plain = _fields(result, inner)
         _savez(path, {**arrays, _META: np.array(json.dumps(plain))})
 
     def read(path: Path) -> T:
         arrays = _loadz(path)
-        return cls(**json.loads(str(arrays.pop(_META))), **arrays, **live)
+        plain = json.loads(str(arrays.pop(_META)))
+        parts: dict[str, dict[str, NDArray[Any]]] = {}
+        for name in [name for name in arrays if "." in name]:
+            field, _, part = name.partition(".")
+            parts.setdefault(field, {})[part] = arrays.pop(name)
+        return cls(**plain, **arrays, **{field: inner[field](**columns) for field, columns in parts.items()}, **live)
 
     return Codec(".npz", write, read)
 
 
-def _fields(result: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _fields(result: Any, nested: Mapping[str, type]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays by name, those of nested dataclasses as ``field.name``, and plain values; text is of fixed width."""
     values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    for field in [field for field in nested if values[field] is not None]:
+        values |= {f"{field}.{name}": column for name, column in vars(values.pop(field)).items()}
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     plain = {name: value for name, value in values.items() if name not in arrays and name not in _LIVE}
-    return arrays, plain
+    return {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}, plain
 
 
 def _savez(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "NotIndependentError",
     "ParameterNameError",
     "PlateSizeError",
+    "ReplayError",
     "SpecError",
     "TrainingError",
     "UnboundedDiscreteError",
@@ -91,6 +92,10 @@ class GuideMismatchError(ContractError):
 
 class GuideDataError(GuideMismatchError):
     """The guide's parameters belong to the datapoints it was made on (an AutoGuide), and these are others."""
+
+
+class ReplayError(ContractError):
+    """Simulated observations can't be drawn, or can't be put back into the program's data."""
 
 
 class ParameterNameError(ContractError):

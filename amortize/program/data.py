@@ -103,6 +103,12 @@ class Data:
         """Keyword arguments."""
         return {key: leaf for key, leaf in zip(self.keys, self.leaves, strict=True) if isinstance(key, str)}
 
+    def as_given(self) -> Any:
+        """The arguments in the form in which users give data: one, a tuple, or a dict."""
+        if self.kwargs:
+            return self.kwargs
+        return self.args if len(self.args) > 1 else self.args[0]
+
     def rows(self, index: Tensor | slice) -> Data:
         """The datapoints that ``index`` selects, in its order and as often as it does; shared leaves stay."""
         rows = self._positions(index)

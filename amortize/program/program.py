@@ -35,6 +35,7 @@ from amortize.program.names import refuse_shared_names
 from amortize.program.options import check_callable, check_flag, check_givens, read_condition
 from amortize.program.scales import common_scale
 from amortize.program.simulate import reconstruct, simulate
+from amortize.program.simulated import Simulated, replaced, simulated
 from amortize.program.sites import Structure
 from amortize.program.whole import WholeLogJoint, discover_whole
 from amortize.program.whole_guide import WholeGuide
@@ -64,6 +65,9 @@ class Program(nn.Module):
     discrete
         "enumerate" sums every discrete latent out, "sample" draws them (Gibbs moves inside annealing). None goes by
         ``infer={"enumerate": ...}`` and by cost.
+    replace
+        How simulated observations are put into the data, where that can't be found out: a function
+        ``(observed, x) -> x`` of the observed sites' values (a dict of tensors, as the model sees them) and the data.
     whole
         Take the whole data set as one datapoint, to which every latent is local, in plates or not: the evidence of a
         regression or a hierarchical model. Results then have one entry, N = 1.
@@ -92,16 +96,20 @@ class Program(nn.Module):
         discrete: str | None = None,
         shared: Iterable[int | str] = (),
         fold: Mapping[int | str, Callable[[Any, Tensor], Any]] | None = None,
+        replace: Callable[[dict[str, Tensor], Any], Any] | None = None,
         whole: bool = False,
     ) -> None:
         super().__init__()
         check_callable("model", model)
         if guide is not None:
             check_callable("guide", guide)
+        if replace is not None:
+            check_callable("replace", replace)
         check_flag("allow_nan", allow_nan)
         check_flag("whole", whole)
         check_mode(discrete)
         self.plate, self.allow_nan, self.discrete, self.whole = plate, allow_nan, discrete, whole
+        self.replace = replace
         self.arguments = Arguments.of(model, shared, {} if fold is None else fold)
         self.condition = read_condition(condition)
         scope = ParameterScope()
@@ -233,6 +241,14 @@ class Program(nn.Module):
         log_joint = self.unverified_log_joint(data, self.structure(data))
         verify_independent(log_joint, data)
         return log_joint
+
+    def replaced(self, data: Data, observed: Mapping[str, Tensor]) -> Data:
+        """The data with other values of the observed sites in place, verified."""
+        return replaced(self, data, observed)
+
+    def simulated(self, data: Data, *, seed: int) -> Simulated:
+        """Data drawn from the model, put into its arguments, with the latents behind them."""
+        return simulated(self, data, seed=seed)
 
     def unverified_log_joint(self, data: Data, structure: Structure) -> LogJoint:
         """The log joint, for those who try the contract themselves."""

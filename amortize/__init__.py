@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from amortize import data as data
     from amortize import models as models
     from amortize.inference.ais import AIS as AIS
+    from amortize.inference.amcvae import AMCVAE as AMCVAE
+    from amortize.inference.annealed_objectives import DAIS as DAIS
+    from amortize.inference.annealed_objectives import LMCVAE as LMCVAE
+    from amortize.inference.annealed_objectives import MCD as MCD
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
     from amortize.inference.fitted import Fitted as Fitted
     from amortize.inference.fitted import load as load
     from amortize.inference.hmc import HMC as HMC
     from amortize.inference.importance import ImportanceSampling as ImportanceSampling
+    from amortize.inference.iwae import IWAE as IWAE
     from amortize.inference.langevin import Langevin as Langevin
     from amortize.inference.local import LocalPosterior as LocalPosterior
     from amortize.inference.local import fit_local as fit_local
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from amortize.inference.svi import Training as Training
     from amortize.inference.svi import fit as fit
     from amortize.inference.ula import ULA as ULA
+    from amortize.inference.wake_sleep import WakeSleep as WakeSleep
     from amortize.program.program import Program as Program
     from amortize.report.tree import to_datatree as to_datatree
     from amortize.study.gaps import Ledger as Ledger
@@ -40,19 +46,25 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AIS": "amortize.inference.ais",
+    "AMCVAE": "amortize.inference.amcvae",
+    "DAIS": "amortize.inference.annealed_objectives",
     "Evidence": "amortize.inference.evidence",
     "Fitted": "amortize.inference.fitted",
     "HMC": "amortize.inference.hmc",
+    "IWAE": "amortize.inference.iwae",
     "ImportanceSampling": "amortize.inference.importance",
+    "LMCVAE": "amortize.inference.annealed_objectives",
     "Langevin": "amortize.inference.langevin",
     "Ledger": "amortize.study.gaps",
-    "MALA": "amortize.inference.mala",
     "LocalPosterior": "amortize.inference.local",
+    "MALA": "amortize.inference.mala",
+    "MCD": "amortize.inference.annealed_objectives",
     "Program": "amortize.program.program",
     "Study": "amortize.study.spec",
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
     "ULA": "amortize.inference.ula",
+    "WakeSleep": "amortize.inference.wake_sleep",
     "evidence": "amortize.inference.evidence",
     "fit": "amortize.inference.svi",
     "fit_local": "amortize.inference.local",
@@ -66,8 +78,13 @@ _SUBMODULES = ("data", "diagnostics", "errors", "inference", "models", "program"
 
 __all__ = [
     "AIS",
+    "AMCVAE",
+    "DAIS",
     "HMC",
+    "IWAE",
+    "LMCVAE",
     "MALA",
+    "MCD",
     "ULA",
     "Evidence",
     "Fitted",
@@ -79,6 +96,7 @@ __all__ = [
     "Study",
     "StudyResult",
     "Training",
+    "WakeSleep",
     "__version__",
     "data",
     "evidence",

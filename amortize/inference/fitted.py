@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import cloudpickle
 import pandas as pd
 import torch
+from torch import Tensor
 
 from amortize.atomic import replacing
 from amortize.errors import ArgumentError, DataError
@@ -32,11 +33,15 @@ class Fitted:
         The trained program (the very object that was passed in).
     history
         A row a step: step, elbo (nats a datapoint, minibatch), validation_elbo, validation_elbo_se, learning_rate,
-        gradient_norm, seconds.
+        gradient_norm, seconds. The columns called elbo hold the bound that was trained, which ``bound`` names.
     objective, seed, settings, seconds
         How it was trained.
     stopped_early, interrupted
         Whether patience ran out, and whether Ctrl-C ended it.
+    bound
+        In words, the bound on log p(x) that was trained and is in the history: "ELBO", or a tighter one.
+    extra
+        Parameters of the objective itself, trained along with the program's: temperatures, step sizes, a score network.
     """
 
     program: Program
@@ -47,6 +52,8 @@ class Fitted:
     seconds: float
     stopped_early: bool = False
     interrupted: bool = False
+    bound: str = "ELBO"
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Write parameters, history and (where it can be pickled) the program to one file, whole or not at all."""
@@ -58,6 +65,7 @@ class Fitted:
             "seconds": self.seconds,
             "stopped_early": self.stopped_early,
             "interrupted": self.interrupted,
+            "bound": self.bound,
             "versions": {name: _version(name) for name in ("amortize", "torch", "pyro-ppl")},
         }
         code, reason = _pickled(self.program)
@@ -66,6 +74,7 @@ class Fitted:
             "state": self.program.state(),
             "history": {name: self.history[name].tolist() for name in self.history},
             "notes": json.dumps(notes),
+            "extra": self.extra,
             "program": code,
             "program_missing": reason,
         }
@@ -108,7 +117,8 @@ def load(path: str | Path, program: Program | None = None) -> Fitted:
     program.restore(content["state"])
     notes = json.loads(content["notes"])
     notes.pop("versions")
-    return Fitted(program=program, history=pd.DataFrame(content["history"]), **notes)
+    history = pd.DataFrame(content["history"])
+    return Fitted(program=program, history=history, extra=content.get("extra", {}), **notes)
 
 
 def _pickled(program: Program) -> tuple[bytes | None, str]:

@@ -1,4 +1,4 @@
-"""Training objectives by name: Pyro's ELBOs as losses that torch optimisers can use."""
+"""Training objectives by name, and Pyro's ELBOs as losses that torch optimisers can use."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from pyro.infer import (
 from torch import Tensor
 
 from amortize.errors import ArgumentError
+from amortize.inference.amcvae import AMCVAE
+from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
+from amortize.inference.iwae import IWAE
+from amortize.inference.objective import Objective
+from amortize.inference.wake_sleep import WakeSleep
 from amortize.program.data import Data
 from amortize.program.discover import run_recorded
 from amortize.program.program import Program
 
-__all__ = ["OBJECTIVES", "loss_of", "make_objective", "resolve_objective"]
+__all__ = ["BOUNDS", "OBJECTIVES", "loss_of", "make_objective", "name_of", "resolve_objective"]
 
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "elbo": Trace_ELBO,
@@ -28,26 +33,40 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "mean-field-elbo": TraceMeanField_ELBO,
     "enum-elbo": TraceEnum_ELBO,
 }
+"""Pyro's own, summed over the data plate."""
+BOUNDS: dict[str, Callable[[], Objective]] = {kind.name: kind for kind in (IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD)}
+"""Tighter bounds, one for each datapoint."""
 
 
-def make_objective(objective: str | ELBO) -> ELBO:
-    """The Pyro ELBO for a name; one of Pyro's own objects is taken as it is.
+def make_objective(objective: str | ELBO | Objective) -> ELBO | Objective:
+    """The objective for a name, with its defaults; an object is taken as it is.
 
     Raises
     ------
     ArgumentError
         For an unknown name.
     """
+    if isinstance(objective, Objective):
+        return objective
     if isinstance(objective, ELBO):
         if not (isinstance(objective, TraceGraph_ELBO) or hasattr(objective, "differentiable_loss")):
             raise ArgumentError(f"objective: {type(objective).__name__} offers no differentiable loss; use Trace_ELBO")
         return objective
-    if objective not in OBJECTIVES:
+    makers: dict[str, Callable[[], ELBO | Objective]] = {**OBJECTIVES, **BOUNDS}
+    if not isinstance(objective, str) or objective not in makers:
         raise ArgumentError(
-            f"objective: expected one of 'auto', {', '.join(map(repr, OBJECTIVES))} or a pyro.infer ELBO, got "
-            f"{objective!r}"
+            f"objective: expected one of 'auto', {', '.join(map(repr, makers))}, their settings, as am.IWAE(...), or a "
+            f"pyro.infer ELBO, got {objective!r}"
         )
-    return OBJECTIVES[objective]()
+    return makers[objective]()
+
+
+def name_of(objective: ELBO | Objective) -> str:
+    """As it is written down."""
+    if isinstance(objective, Objective):
+        return objective.name
+    known = {kind: name for name, kind in OBJECTIVES.items()}
+    return known.get(type(objective), type(objective).__name__)
 
 
 def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
@@ -68,24 +87,24 @@ def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
     return cast("Tensor", differentiable.differentiable_loss(model, guide, *data.args, **data.kwargs))
 
 
-def resolve_objective(objective: str | ELBO, program: Program, data: Data) -> str | ELBO:
-    """What "auto" stands for: "enum-elbo" where the guide leaves discrete latents to be summed out, else "elbo".
+def resolve_objective(objective: str | ELBO | Objective, program: Program, data: Data) -> ELBO | Objective:
+    """The objective; "auto" is "enum-elbo" where the guide leaves discrete latents to be summed out, else "elbo".
 
     Raises
     ------
     ArgumentError
-        If the guide leaves discrete latents out and another objective does not sum over them.
+        If the guide leaves discrete latents out and the objective does not sum over them.
     """
     left_out = _left_out(program, data)
     if objective == "auto":
-        return "enum-elbo" if left_out else "elbo"
-    elbo = make_objective(objective)
-    if left_out and not isinstance(elbo, TraceEnum_ELBO):
+        return make_objective("enum-elbo" if left_out else "elbo")
+    made = make_objective(objective)
+    if left_out and not isinstance(made, (TraceEnum_ELBO, Objective)):
         raise ArgumentError(
-            f"objective: the guide leaves out {', '.join(map(repr, left_out))}, and {type(elbo).__name__} does not sum "
+            f"objective: the guide leaves out {', '.join(map(repr, left_out))}, and {type(made).__name__} does not sum "
             "over discrete latents, so it would be no bound. Use objective='enum-elbo', or 'auto'"
         )
-    return objective
+    return made
 
 
 def _left_out(program: Program, data: Data) -> list[str]:

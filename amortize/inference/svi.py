@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
-from amortize.inference.objectives import loss_of, make_objective, resolve_objective
+from amortize.inference.objective import BatchLoss, Objective
+from amortize.inference.objectives import loss_of, make_objective, name_of, resolve_objective
 from amortize.inference.starts import GuideStart
 from amortize.program.adopt import LOCK
 from amortize.program.data import Data
@@ -59,7 +60,8 @@ class Training:
     clip_norm
         Largest gradient norm; None clips nothing.
     validation
-        Data on which the ELBO is measured every ``validate_every`` steps; None measures none.
+        Data on which the ELBO, or the bound that is trained, is measured every ``validate_every`` steps; None measures
+        none.
     patience
         Stop after so many measurements without a better validation ELBO, and go back to the best; None never stops.
     progress
@@ -104,7 +106,7 @@ def fit(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
-    objective: str | ELBO = "auto",
+    objective: str | ELBO | Objective = "auto",
     num_steps: int = 5000,
     seed: int = 0,
     device: str | None = None,
@@ -119,7 +121,9 @@ def fit(  # noqa: PLR0913 (the public face)
     objective
         "elbo" (Trace_ELBO), "graph-elbo" (TraceGraph_ELBO), "mean-field-elbo" (TraceMeanField_ELBO), "enum-elbo"
         (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO. "auto" is "enum-elbo" where the guide leaves
-        discrete latents out, and "elbo" everywhere else.
+        discrete latents out, and "elbo" everywhere else. Tighter bounds, each for every datapoint by itself: "iwae",
+        "wake-sleep", "l-mcvae", "a-mcvae", "dais", "mcd", or their settings, ``am.IWAE(num_particles=5)``,
+        ``am.WakeSleep``, ``am.LMCVAE``, ``am.AMCVAE``, ``am.DAIS``, ``am.MCD``.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
     seed, device
@@ -136,6 +140,8 @@ def fit(  # noqa: PLR0913 (the public face)
     ------
     GuideMismatchError
         If there is no guide.
+    DiscreteLatentError
+        If the guide samples discrete latents and the objective differentiates through its draws.
     TrainingError
         If the loss stays non-finite, or there is nothing to train.
 
@@ -160,20 +166,24 @@ def fit(  # noqa: PLR0913 (the public face)
     data = program.prepare(x, device=device)
     _bind(program, data, training)
     valid = None if training.validation is None else program.prepare(training.validation, device=device)
-    objective = resolve_objective(objective, program, data)
-    run = _Run(program, make_objective(objective), training, num_steps, stream_seed(seed, "fit"))
+    made = resolve_objective(objective, program, data)
+    run = _Run(program, made, training, num_steps, stream_seed(seed, "fit"))
     begin = time.perf_counter()
     run.train(data, valid, begin)
     settings = training.settings() | {"num_steps": num_steps, "batch_size": run.batch_size(data)}
+    if isinstance(made, Objective):
+        settings["objective"] = made.settings()
     return Fitted(
         program=program,
         history=run.history(),
-        objective=objective if isinstance(objective, str) else type(objective).__name__,
+        objective=name_of(made),
         seed=seed,
         settings=settings,
         seconds=time.perf_counter() - begin,
         stopped_early=run.stopped_early,
         interrupted=run.interrupted,
+        bound=made.bound if isinstance(made, Objective) else "ELBO",
+        extra={} if run.loss is None else run.loss.own_state(),
     )
 
 
@@ -198,12 +208,15 @@ def _bind(program: Program, data: Data, training: Training) -> None:
 class _Run:
     """One training run: the optimiser, its schedule, the best state so far."""
 
-    def __init__(self, program: Program, objective: ELBO, training: Training, num_steps: int, seed: int) -> None:
+    def __init__(
+        self, program: Program, objective: ELBO | Objective, training: Training, num_steps: int, seed: int
+    ) -> None:
         self.program, self.objective, self.training = program, objective, training
+        self.loss: BatchLoss | None = None
         self.num_steps, self.seed = num_steps, seed
         self.rows: list[dict[str, float]] = []
         self.stopped_early = self.interrupted = False
-        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.best: tuple[float, int, dict[str, Tensor], dict[str, Tensor]] | None = None
         self.skipped = 0
         self.full_size: int | None = None
         self.start: GuideStart | None = None
@@ -226,17 +239,20 @@ class _Run:
         parameters = [p for p in self.program.parameters() if p.requires_grad]
         if not parameters:
             raise TrainingError("the program has no parameters to train; use its guide as it is, without am.fit")
+        structure = self.program.structure(data)
+        verify_trained_guide(self.program, structure, data)
+        if isinstance(self.objective, Objective):
+            self.loss = self.objective.on(self.program, data, seed=self.seed)
+            parameters += list(self.loss.own_parameters())
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         if self.training.redraw is not None:
             redraw, stream = self.training.redraw, generator(self.seed, "redraw")
             batches = (redraw(batch, stream) for batch in batches)
-        structure = self.program.structure(data)
-        verify_trained_guide(self.program, structure, data)
         self.full_size = structure.full_size
         if isinstance(self.objective, TraceEnum_ELBO) and math.isinf(self.objective.max_plate_nesting):
             self.objective.max_plate_nesting = structure.batch_ndim  # Pyro's own guess, without its message
-        if valid is not None and (structure.dim or structure.sampled):
+        if valid is not None and self.loss is None and (structure.dim or structure.sampled):
             with self.program.evaluating():  # checked once: training moves numbers, not sites
                 self.start = GuideStart(self.program.guide_density(valid))
         hidden = None if self.training.progress is None else not self.training.progress
@@ -264,11 +280,13 @@ class _Run:
             )
         if self.best is not None and self.training.patience is not None:
             self.program.restore(self.best[2])
+            if self.loss is not None:
+                self.loss.load_state_dict(self.best[3])
 
     def _step(self, batch: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
         optimiser.zero_grad(set_to_none=True)
         with _quiet_nan(), unvalidated():
-            loss = loss_of(self.objective, self.program, batch) / (self.full_size or batch.num_datapoints)
+            loss, elbo = self._loss(batch)
         if not loss.requires_grad:
             raise TrainingError("no parameter of the program enters its objective; there is nothing to train")
         rate = self._rate(step)
@@ -287,12 +305,21 @@ class _Run:
         nan = float("nan")
         return {
             "step": step,
-            "elbo": -float(loss.detach()),
+            "elbo": elbo,
             "validation_elbo": nan,
             "validation_elbo_se": nan,
             "learning_rate": rate,
             "gradient_norm": norm,
         }
+
+    def _loss(self, batch: Data) -> tuple[Tensor, float]:
+        """What to descend, and the bound, nats a datapoint."""
+        if self.loss is not None:
+            terms = self.loss(batch)
+            return terms.loss, float(terms.bound.mean())
+        assert isinstance(self.objective, ELBO)
+        loss = loss_of(self.objective, self.program, batch) / (self.full_size or batch.num_datapoints)
+        return loss, -float(loss.detach())
 
     def _skip(self, step: int, loss: float) -> None:
         self.skipped += 1
@@ -315,14 +342,18 @@ class _Run:
         elbo, error = self._validation_elbo(valid)
         row["validation_elbo"], row["validation_elbo_se"] = elbo, error
         if np.isfinite(elbo) and (self.best is None or elbo > self.best[0]):
-            self.best = (elbo, step, self.program.state())
+            extra = {} if self.loss is None else self.loss.own_state()
+            self.best = (elbo, step, self.program.state(), extra)
 
     def _validation_elbo(self, valid: Data) -> tuple[float, float]:
-        """Mean ELBO a datapoint and its standard error over datapoints, nats; the same draws at every call."""
+        """Mean bound a datapoint and its standard error over datapoints, nats; the same draws at every call."""
         with self.program.evaluating():
-            if self.start is None:
+            if self.loss is not None:
+                values = self.loss.measured(valid, VALIDATION_DRAWS, seed=self.seed)
+            elif self.start is None:
                 return self._discrete_elbo(valid), float("nan")
-            values = log_ratios(self.start, valid, VALIDATION_DRAWS, seed=self.seed, stream="validation").mean(0)
+            else:
+                values = log_ratios(self.start, valid, VALIDATION_DRAWS, seed=self.seed, stream="validation").mean(0)
         good = values[np.isfinite(values)]
         if len(good) == 0:
             return float("nan"), float("nan")
@@ -330,6 +361,7 @@ class _Run:
 
     def _discrete_elbo(self, valid: Data) -> float:
         """The loss itself, where every latent is discrete and summing them out leaves the guide nothing to do."""
+        assert isinstance(self.objective, ELBO)
         with pyro_rng(self.seed, "validation"):  # Pyro refuses a loss without a gradient
             losses = [float(loss_of(self.objective, self.program, valid).detach()) for _ in range(VALIDATION_DRAWS)]
         return -float(np.mean(losses)) / (self.full_size or valid.num_datapoints)

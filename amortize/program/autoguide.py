@@ -116,12 +116,22 @@ class AutoDensity(GuideDensity):
     def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values by site and log q(z | x) (B,), without Jacobian; draws from the global generators."""
         with torch.no_grad(), unvalidated():
-            u = self.log_joint.like.new_zeros(data.num_datapoints, self.log_joint.dim)
-            for part in self.parts:
-                u[:, part.columns] = self._draw(part, data).to(u)
+            u = self.draw_u(data)
             terms = self.log_joint.terms(data, u=u)
             values = {name: terms.values[name] for name in self.log_joint.structure.continuous}
             return values, self.log_q(data, u, terms) - terms.jacobian
+
+    def draw_u(self, data: Data) -> Tensor:
+        """U (B, D), differentiable in the guide's parameters; draws from the global generators."""
+        u = self.log_joint.like.new_zeros(data.num_datapoints, self.log_joint.dim)
+        for part in self.parts:
+            u[:, part.columns] = self._draw(part, data).to(u)
+        return u
+
+    def density_of_u(self, data: Data, u: Tensor) -> Tensor:
+        """Log q(u | x) (B,) at ``u`` (B, D), differentiable in it and in the guide's parameters."""
+        with unvalidated():
+            return torch.stack([self._log_prob(part, data, u[:, part.columns]) for part in self.parts]).sum(0)
 
     def log_density(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
         """Log q(z | x) at constrained ``values``, (B,) nats, without Jacobian."""
@@ -130,14 +140,13 @@ class AutoDensity(GuideDensity):
 
     def log_q(self, data: Data, u: Tensor, terms: JointTerms) -> Tensor:  # noqa: ARG002 (it needs no model)
         """Log q(u | x) (B,) at ``u`` (B, D), differentiable in it."""
-        with unvalidated():
-            return torch.stack([self._log_prob(part, data, u[:, part.columns]) for part in self.parts]).sum(0)
+        return self.density_of_u(data, u)
 
     def _draw(self, part: _Part, data: Data) -> Tensor:
         if isinstance(part.guide, BY_DATAPOINT):
-            drawn: Tensor = self._of_rows(part, data).sample()
+            drawn: Tensor = self._of_rows(part, data).rsample()
             return drawn
-        latent: Tensor = part.guide.get_posterior().sample((data.num_datapoints,))
+        latent: Tensor = part.guide.get_posterior().rsample((data.num_datapoints,))
         return latent[:, part.places[0]]
 
     def _log_prob(self, part: _Part, data: Data, u: Tensor) -> Tensor:

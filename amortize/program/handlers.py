@@ -42,6 +42,7 @@ __all__ = [
     "log_density",
     "log_factor",
     "per_row",
+    "unmasked",
     "unvalidated",
     "user_scale",
 ]
@@ -206,7 +207,7 @@ def log_factor(msg: Mapping[str, Any], sites: Mapping[str, Site], plate: str) ->
             "on values. Make the set of sites fixed, for example with masks"
         )
     if latent:
-        return log_density(_unmasked(msg["fn"]), msg["value"]), True
+        return log_density(unmasked(msg["fn"]), msg["value"]), True
     return _masked(log_density(msg["fn"], msg["value"]), msg["mask"]) * user_scale(msg, plate), False
 
 
@@ -304,11 +305,12 @@ def base_of(fn: Any) -> Any:
     return fn
 
 
-def _unmasked(fn: Any) -> Any:
+def unmasked(fn: Any) -> Any:
+    """The distribution without its masks, under ``to_event`` too."""
     if isinstance(fn, MaskedDistribution):
-        return _unmasked(fn.base_dist)
+        return unmasked(fn.base_dist)
     if isinstance(fn, Independent):
-        return Independent(_unmasked(fn.base_dist), fn.reinterpreted_batch_ndims)
+        return Independent(unmasked(fn.base_dist), fn.reinterpreted_batch_ndims)
     return fn
 
 

@@ -78,9 +78,12 @@ class WholeRunner:
             prior, likelihood, jacobian, found = self._each(lambda row: self._run(data, None, row))(rows)
         return JointTerms(prior, likelihood, jacobian, self.like.new_zeros(()), found, {})
 
-    def draw(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
-        """Constrained values (B, ...) by site, and their log density (B,); draws from the global generators."""
-        with torch.no_grad():
+    def draw(self, data: Data, *, pathwise: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """Constrained values (B, ...) by site, and their log density (B,); draws from the global generators.
+
+        Both have gradients in the function's parameters where ``pathwise``.
+        """
+        with torch.set_grad_enabled(pathwise):
             values, log_density = _looped(lambda _: self._draw(data), self.like.new_zeros(data.num_datapoints))
         return values, log_density
 

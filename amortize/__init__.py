@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from amortize.inference.local import fit_local as fit_local
     from amortize.inference.mala import MALA as MALA
     from amortize.inference.posterior import posterior as posterior
+    from amortize.inference.smc import SMC as SMC
     from amortize.inference.svi import Training as Training
     from amortize.inference.svi import fit as fit
     from amortize.inference.ula import ULA as ULA
@@ -60,6 +61,7 @@ _HOMES = {
     "MALA": "amortize.inference.mala",
     "MCD": "amortize.inference.annealed_objectives",
     "Program": "amortize.program.program",
+    "SMC": "amortize.inference.smc",
     "Study": "amortize.study.spec",
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
@@ -85,6 +87,7 @@ __all__ = [
     "LMCVAE",
     "MALA",
     "MCD",
+    "SMC",
     "ULA",
     "Evidence",
     "Fitted",

@@ -16,6 +16,7 @@ from amortize.diagnostics.psis import khat_threshold
 from amortize.report.attrs import decode_attrs
 from amortize.report.notes import notes
 from amortize.report.provenance import provenance
+from amortize.report.readings import read_annealing, read_evidence, spread_of
 from amortize.report.words import verdict
 
 __all__ = ["gap_name", "read_document", "rung_names", "sampled_steps"]
@@ -50,7 +51,9 @@ def read_document(tree: xr.DataTree, title: str | None = None) -> dict[str, Any]
     if "gaps" in tree.children:
         document |= _gaps(tree["gaps"].to_dataset())
     if "evidence" in tree.children:
-        document["evidence"] = _evidence(tree["evidence"].to_dataset())
+        document["evidence"] = read_evidence(tree["evidence"].to_dataset())
+    if "annealing" in tree.children:
+        document["annealing"] = read_annealing(tree["annealing"].to_dataset())
     if "local" in tree.children:
         document["local"] = _local(tree["local"].to_dataset())
     if "training" in tree.children:
@@ -197,37 +200,6 @@ def _khat(gaps: xr.Dataset, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evidence(evidence: xr.Dataset) -> dict[str, dict[str, Any]]:
-    runs = decode_attrs(evidence.attrs).get("runs", {})
-    methods = {}
-    for name in evidence["method"].values.tolist():
-        one = evidence.loc[{"method": name}]
-        fields = {str(field): one[field].values for field in one.data_vars if one[field].dims == ("datapoint",)}
-        values = {field: row for field, row in fields.items() if not np.isnan(row).all()}
-        methods[name] = {
-            **runs.get(name, {}),
-            "num_weights": int(one["num_weights"]),
-            "summary": {field: _spread(row) for field, row in values.items()},
-            "num_failed": int((~np.isfinite(fields["log_evidence"])).sum()),
-            "num_nonfinite": int(np.nansum(fields["num_nonfinite"])),
-            "datapoints": {field: row.tolist() for field, row in values.items()},
-        }
-    return methods
-
-
-def _spread(row: np.ndarray) -> dict[str, float]:
-    """Mean, median and extremes of what is finite."""
-    finite = row[np.isfinite(row)]
-    if not finite.size:
-        return {}
-    return {
-        "mean": float(finite.mean()),
-        "median": float(np.median(finite)),
-        "min": float(finite.min()),
-        "max": float(finite.max()),
-    }
-
-
 def _local(local: xr.Dataset) -> dict[str, dict[str, Any]]:
     fits = decode_attrs(local.attrs).get("fits", {})
     families = {}
@@ -238,8 +210,8 @@ def _local(local: xr.Dataset) -> dict[str, dict[str, Any]]:
             "num_datapoints": one.sizes["datapoint"],
             "num_converged": int(one["converged"].sum()),
             "median_steps": float(np.median(one["num_steps"].values)),
-            "elbo": _spread(one["elbo"].values),
-            "mean_elbo_se": _spread(one["elbo_se"].values).get("mean", math.nan),
+            "elbo": spread_of(one["elbo"].values),
+            "mean_elbo_se": spread_of(one["elbo_se"].values).get("mean", math.nan),
         }
     return families
 

@@ -19,7 +19,7 @@ from amortize.report.files import write_text
 from amortize.report.pictures import read_gallery
 from amortize.report.plots import MAX_SHOWN, figures
 from amortize.report.provenance import flatten
-from amortize.report.words import decimals, number, percent, quantity, uncertain
+from amortize.report.words import count, decimals, number, percent, quantity, uncertain
 
 __all__ = ["render", "write_report"]
 
@@ -72,7 +72,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "uncertain": uncertain, "value": _value}
+    environment.filters |= {
+        "count": count,
+        "number": number,
+        "uncertain": uncertain,
+        "percent": percent,
+        "value": _value,
+    }
     return environment
 
 

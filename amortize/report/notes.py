@@ -8,7 +8,6 @@ from typing import Any
 __all__ = ["notes"]
 
 _MAX_NAMED = 12  # failed datapoints that are listed by name
-_MIN_ESS, _MIN_CHAINS = 2.0, 4
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
@@ -69,14 +68,15 @@ def _of_local(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_evidence(evidence: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, run in evidence.items():
+        if run.get("interrupted"):
+            yield f"{name}: the run was stopped before all datapoints were done; the others have no number."
         if run["num_nonfinite"]:
             yield f"{name}: {run['num_nonfinite']} proposals or draws were not finite, and were rejected."
-        ess = run["datapoints"].get("ess", [])
-        few = sum(value < _MIN_ESS for value in ess)
-        if few and run["num_weights"] >= _MIN_CHAINS:
+        doubtful = run["num_untrusted"]
+        if doubtful:
             yield (
-                f"{name}: {_count(few, len(ess))} whose evidence rests on fewer than {_MIN_ESS:.0f} effective "
-                f"draws of {run['num_weights']}; its standard error there is too small or unknown."
+                f"{name}: {_count(doubtful, len(run['datapoints']['trusted']))} whose log p(x) is not to be trusted; "
+                "what to do about it is said beside the evidence."
             )
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from amortize.report.document import gap_name, sampled_steps
+from amortize.report.path_plots import cost_figure, path_figures
 from amortize.report.run_plots import diagnostics_of, evidence_figure, training_figure
 from amortize.report.style import COLOURS, apply_style, error_bars, finite, mark_failed, names_of
 from amortize.report.words import number, quantity, uncertain
@@ -34,7 +35,8 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     Returns
     -------
     dict of str to Figure
-        Some of "ladder", "gaps", "khat", "training" and "evidence".
+        Some of "ladder", "gaps", "khat", "training", "evidence", "cost-0" (by method) and "path-spread",
+        "path-acceptance", "path-step".
     """
     drawn: dict[str, go.Figure] = {}
     datapoints = document.get("datapoints", {})
@@ -48,7 +50,10 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
         drawn["training"] = training_figure(document["training"]["curve"])
     if diagnostics_of(document.get("evidence", {})):
         drawn["evidence"] = evidence_figure(document["evidence"])
-    return drawn
+    for place, run in enumerate(document.get("evidence", {}).values()):
+        if len(run["used"]) > 1:
+            drawn[f"cost-{place}"] = cost_figure(run)
+    return drawn | path_figures(document.get("annealing", {}))
 
 
 def worst_first(datapoints: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:

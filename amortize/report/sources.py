@@ -14,15 +14,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from amortize.diagnostics.measured import Measured
+
 __all__ = ["EvidenceLike", "LedgerLike", "LocalLike"]
 
 
-class EvidenceLike(Protocol):
-    """Evidence of each datapoint, as ``am.evidence`` returns it."""
-
-    @property
-    def log_evidence(self) -> NDArray[np.float64]:
-        """(N,) nats."""
+class EvidenceLike(Measured, Protocol):
+    """Evidence of each datapoint, as ``am.evidence`` returns it: what diagnostics judge, and how it came about."""
 
     @property
     def lower(self) -> NDArray[np.float64] | None:
@@ -33,28 +31,24 @@ class EvidenceLike(Protocol):
         """(N,) nats, a stochastic upper bound, or None."""
 
     @property
-    def se(self) -> NDArray[np.float64]:
-        """(N,) standard error of ``log_evidence``, nats."""
+    def used(self) -> NDArray[Any]:
+        """(N,) name of the method used for each datapoint."""
 
     @property
-    def ess(self) -> NDArray[np.float64]:
-        """(N,) effective number of the C weights."""
+    def num_gradients(self) -> NDArray[np.float64]:
+        """(N,) gradient evaluations it took; a value counts as a third."""
 
     @property
-    def khat(self) -> NDArray[np.float64]:
-        """(N,) Pareto shape of the weights, ``nan`` where C is too small to say."""
+    def trusted(self) -> NDArray[np.bool_]:
+        """(N,) whether the number can be relied on."""
 
     @property
-    def acceptance(self) -> NDArray[np.float64]:
-        """(N,) mean acceptance probability, ``nan`` where nothing is accepted or rejected."""
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong and what to do, in plain words."""
 
     @property
-    def num_nonfinite(self) -> NDArray[np.int64]:
-        """(N,) number of proposals or draws that weren't finite."""
-
-    @property
-    def log_weights(self) -> NDArray[np.float64]:
-        """(C, N) nats."""
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before all datapoints were done."""
 
     @property
     def method(self) -> str:

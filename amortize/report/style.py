@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["COLOURS", "METHODS", "apply_style", "error_bars", "escaped", "finite", "mark_failed", "names_of"]
+__all__ = ["COLOURS", "METHODS", "SYMBOLS", "apply_style", "error_bars", "escaped", "finite", "mark_failed", "names_of"]
 
 COLOURS = {
     "amortization": "#C65300",  # Okabe and Ito's vermilion, darkened until white text on it can be read
@@ -25,6 +25,7 @@ COLOURS = {
     "muted": "#667085",
     "grid": "#E7EAEE",
 }
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 

@@ -33,12 +33,12 @@ from numpy.typing import ArrayLike
 
 from amortize.errors import ArgumentError
 from amortize.report.attrs import encode_attrs
+from amortize.report.measured import FACTS, annealing_variables, evidence_variables
 from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike
 
 __all__ = ["to_datatree"]
 
 _DENSITIES = ("lp", "log_q")
-_EVIDENCE_FIELDS = ("log_evidence", "lower", "upper", "se", "ess", "khat", "acceptance", "num_nonfinite")
 _SAMPLED = ("prior", "posterior")  # groups named so, or with such a beginning, have draws
 
 Evidences = EvidenceLike | Mapping[str, EvidenceLike]
@@ -138,19 +138,13 @@ class _Builder:
 
     def add_evidence(self, evidence: Evidences) -> None:
         by_name = dict(evidence) if isinstance(evidence, Mapping) else {evidence.method: evidence}
-        facts = ("method", "settings", "seed", "start", "seconds")
-        rows = {
-            field: [_per_datapoint(getattr(one, field), one.log_evidence) for one in by_name.values()]
-            for field in _EVIDENCE_FIELDS
-            if any(getattr(one, field) is not None for one in by_name.values())
-        }
-        dataset = self._dataset(
-            {field: (("method", "datapoint"), values) for field, values in rows.items()}, "evidence"
-        )
-        dataset = dataset.assign_coords(method=list(by_name))
-        dataset["num_weights"] = ("method", [np.shape(one.log_weights)[0] for one in by_name.values()])
-        runs = {name: {fact: getattr(one, fact) for fact in facts} for name, one in by_name.items()}
+        dataset = self._dataset(evidence_variables(by_name), "evidence").assign_coords(method=list(by_name))
+        runs = {name: {fact: getattr(one, fact) for fact in FACTS} for name, one in by_name.items()}
         self._add("evidence", dataset.assign_attrs(encode_attrs({"runs": runs}, where="evidence")))
+        annealing = annealing_variables(by_name)
+        if annealing is not None:
+            variables, coords = annealing
+            self._add("annealing", self._dataset(variables, "evidence.path").assign_coords(coords))
 
     def add_gaps(self, ledger: LedgerLike) -> None:
         columns = {str(name): ("datapoint", column.to_numpy()) for name, column in ledger.table.items()}
@@ -247,8 +241,3 @@ def _dims(site: str, values: ArrayLike, leading: tuple[str, ...]) -> tuple[str, 
     if num_dims < len(leading):
         raise ArgumentError(f"{site}: expected an array ({', '.join(leading)}, ...), got shape {np.shape(values)}")
     return (*leading, *(f"{_variable(site)}_dim_{index}" for index in range(num_dims - len(leading))))
-
-
-def _per_datapoint(values: ArrayLike | None, like: ArrayLike) -> np.ndarray:
-    """A row of float64 values, ``nan`` where the method has none."""
-    return np.full(np.shape(like), np.nan) if values is None else np.asarray(values, dtype=np.float64)

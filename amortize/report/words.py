@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["FEW", "Quantity", "number", "percent", "quantity", "uncertain", "verdict"]
+__all__ = ["FEW", "Quantity", "count", "number", "percent", "quantity", "uncertain", "verdict"]
 
 FEW = 10
 """Datapoints below which a mean over them is called uncertain."""
@@ -89,6 +89,19 @@ def number(value: float | None, digits: int = 2) -> str:
         return "\N{INFINITY}" if value > 0 else f"{_MINUS}\N{INFINITY}"
     rounded = f"{value:.{digits}f}"
     return rounded.replace("-", _MINUS if float(rounded) else "")
+
+
+def count(value: float | None) -> str:
+    """A whole number in groups of three digits.
+
+    Examples
+    --------
+    >>> count(1234567.8).split()
+    ['1', '234', '568']
+    """
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def decimals(se: float | None) -> int:

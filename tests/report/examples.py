@@ -12,9 +12,29 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from amortize.diagnostics import assess, effective_sample_size
 from amortize.report.tree import to_datatree
 
 FAMILIES = ("mean-field", "full-covariance")
+
+
+@dataclass(frozen=True)
+class FakePath:
+    betas: np.ndarray
+    acceptance: np.ndarray
+    spread: np.ndarray
+
+
+def path(num: int, *, steps: int = 100, seed: int = 0, jump: bool = False, fast: float = 1.0) -> FakePath:
+    """A path like that of AIS from a guide; with ``jump`` most of the way is one step's."""
+    rng = np.random.default_rng(seed)
+    betas = np.linspace(0, 1, steps + 1) ** (1.6 * fast)
+    if jump:
+        betas = np.where(betas > 0.4, 0.4 + (betas - 0.4) / 2, betas) + 0.3 * (betas > 0.4)
+    spread = (1.2 + 6 * np.exp(-4 * betas))[:, None] * rng.lognormal(0, 0.4, num)
+    spread = spread * rng.lognormal(0, 0.12, (steps + 1, num))
+    acceptance = np.clip(0.8 + 0.05 * np.sin(5 * betas[1:, None]) + rng.normal(0, 0.05, (steps, num)), 0, 1)
+    return FakePath(np.repeat(betas[:, None], num, axis=1), acceptance, spread * (20 if jump else 1))
 
 
 @dataclass(frozen=True)
@@ -28,11 +48,29 @@ class FakeEvidence:
     khat: np.ndarray
     lower: np.ndarray | None = None
     upper: np.ndarray | None = None
+    used: np.ndarray | None = None
+    num_gradients: np.ndarray | None = None
+    path: FakePath | None = None
+    interrupted: bool = False
     method: str = "AIS"
     settings: dict[str, Any] = field(default_factory=lambda: {"num_chains": 16, "num_temperatures": 100})
     seed: int = 0
     start: str = "guide"
     seconds: float = 12.5
+
+    def __post_init__(self) -> None:
+        num = len(self.se)
+        for name, value in (("used", np.full(num, self.method, dtype=object)), ("num_gradients", np.full(num, 2e4))):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def trusted(self) -> np.ndarray:
+        return assess(self).trusted
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return assess(self).warnings
 
 
 @dataclass(frozen=True)
@@ -111,6 +149,7 @@ def _evidence(log_evidence: np.ndarray, rng: np.random.Generator, failed: tuple[
         lower=values["log_evidence"] - 0.01,
         log_weights=np.tile(values["log_evidence"], (16, 1)),
         num_nonfinite=np.where(np.isin(np.arange(num), failed), 160, 0),
+        path=path(num),
     )
 
 
@@ -207,6 +246,40 @@ def guideless_tree(num: int = 40) -> xr.DataTree:
             "prior_predictive": {"x": rng.normal(size=(1, num, 20))},
         },
         attrs={**ATTRS, "title": "No guide", "num_untrained": 7, "data_hash": f"sha256:{'0123456789abcdef' * 4}"},
+    )
+
+
+def auto_evidence(num: int = 120) -> FakeEvidence:
+    """Effort where it is needed: importance sampling for the easy half, AIS for most others, SMC for the rest."""
+    rng = np.random.default_rng(3)
+    made = ledger(num, seed=3).evidence
+    hard = rng.uniform(size=num)
+    weights = made.log_evidence + rng.normal(0, 0.3, (16, num))
+    weights[:, hard > 0.97] += rng.normal(0, 9.0, (16, int((hard > 0.97).sum())))
+    used = np.where(hard > 0.9, "SMC", np.where(hard > 0.5, "AIS, 100 temperatures", "importance sampling (PSIS)"))
+    gradients = np.where(hard > 0.9, 9e4, np.where(hard > 0.5, 1.7e4, 0.0)) * rng.uniform(1, 1.6, num) + 333
+    return replace(
+        made,
+        used=used.astype(object),
+        num_gradients=gradients,
+        ess=effective_sample_size(weights),
+        se=np.minimum(0.05, 0.01 + 0.05 * hard * rng.uniform(0.5, 1, num)),
+        log_weights=weights,
+        path=None,
+        method="auto",
+        settings={"target_se": 0.05},
+    )
+
+
+def auto_tree(num: int = 120) -> xr.DataTree:
+    """A tree of evidence that spent effort where it was needed, and of a run whose path has a jump."""
+    made = ledger(num, seed=3)
+    stuck = replace(made.evidence, path=path(num, jump=True, fast=0.7), settings={"schedule": "linear"})
+    return to_datatree(
+        evidence={"auto": auto_evidence(num), "AIS, linear": stuck, "AIS": made.evidence},
+        ledger=made,
+        history=history(400),
+        attrs={**ATTRS, "title": "Effort where it is needed"},
     )
 
 

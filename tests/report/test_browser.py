@@ -16,6 +16,7 @@ CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 TREES = {
     "digits": lambda: examples.digits_tree(60, failed=(3, 17)),
     "vectors": examples.vectors_tree,
+    "auto": lambda: examples.auto_tree(40),
     "no guide": examples.guideless_tree,
     "all failed": lambda: examples.digits_tree(6, failed=tuple(range(6))),
 }
@@ -58,7 +59,7 @@ def test_the_page_works_offline(name, browser, tmp_path):
     assert page.locator(f"#row-{'approximation' if name == 'no guide' else 'inference'}_gap").is_visible()
     for figure in page.locator(".figure").all():
         box = figure.bounding_box()
-        assert box["width"] > 800
+        assert box["width"] > (300 if figure.get_attribute("id").startswith("figure-path") else 800)
         assert box["height"] > 200
         assert figure.locator(".trace, .bars, .scatter").count() > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280  # nothing hangs over the edge

@@ -84,7 +84,45 @@ def test_impossible_gaps_and_collapsed_chains_are_noted():
     made.evidence.ess[2] = 1.1
     notes = read_document(to_datatree(ledger=made))["notes"]
     assert any("1 of 10 datapoints with a gap more than two standard errors below zero" in note for note in notes)
-    assert any("fewer than 2 effective draws of 16" in note for note in notes)
+    assert any("AIS: 1 of 10 datapoints whose log p(x) is not to be trusted" in note for note in notes)
+
+
+def test_what_was_used_for_each_datapoint_and_at_what_cost():
+    auto = read_document(examples.auto_tree())["evidence"]["auto"]
+    rows = {row["name"]: row for row in auto["used"]}
+    assert list(rows) == ["importance sampling (PSIS)", "AIS, 100 temperatures", "SMC"]  # the cheapest first
+    assert sum(row["num_datapoints"] for row in rows.values()) == 120
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
+    spent = np.array(auto["datapoints"]["num_gradients"])
+    chosen = np.array(auto["datapoints"]["used"]) == "SMC"
+    assert rows["SMC"]["share"] == pytest.approx(spent[chosen].sum() / spent.sum())
+    assert rows["SMC"]["num_gradients"]["max"] == spent[chosen].max()
+    assert auto["num_untrusted"] == auto["datapoints"]["trusted"].count(False) > 0
+    assert auto["warnings"] == list(examples.auto_evidence().warnings)
+
+
+def test_the_annealing_path_is_quantiles_over_datapoints():
+    annealing = read_document(examples.auto_tree())["annealing"]
+    assert list(annealing) == ["AIS, linear", "AIS"]  # auto has no one path
+    made = examples.path(120)
+    band = annealing["AIS"]["spread"]
+    np.testing.assert_allclose(band["median"], np.median(made.spread, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(band["low"], np.quantile(made.spread, 0.1, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(annealing["AIS"]["beta"], made.betas[:, 0], atol=1e-6)
+    step = np.median(np.diff(made.betas, axis=0) * made.spread[:-1], axis=1)
+    np.testing.assert_allclose(annealing["AIS"]["step"]["median"][1:], step, rtol=1e-4)
+    assert np.isnan(annealing["AIS"]["acceptance"]["median"][0])
+
+
+def test_temperatures_that_differ_between_datapoints_are_read_at_their_medians():
+    rng = np.random.default_rng(0)
+    betas = np.linspace(0, 1, 21)[:, None] ** rng.uniform(0.5, 3.0, 30)
+    made = examples.ledger(30)
+    path = examples.FakePath(betas, np.full((20, 30), 0.8), 10 - 9 * betas)  # the same function of beta for all
+    object.__setattr__(made.evidence, "path", path)
+    found = read_document(to_datatree(ledger=made))["annealing"]["AIS"]
+    for row in found["spread"].values():
+        np.testing.assert_allclose(row, 10 - 9 * np.array(found["beta"]), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num", "limit", "expected"), [(0, 5, []), (1, 5, [0]), (3, 5, [0, 1, 2]), (9, 3, [0, 4, 8])])

@@ -75,6 +75,18 @@ def test_the_page_says_what_report_json_says(digits):
         assert str(numbers[fact]) in page.text
 
 
+def test_doubtful_evidence_is_said_with_its_remedy(tmp_path):
+    page = Page(am.report(examples.auto_tree(), tmp_path / "report.html").read_text(encoding="utf-8"))
+    numbers = strict(tmp_path / "report.json")["evidence"]
+    for name in ("auto", "AIS, linear"):
+        assert numbers[name]["warnings"]
+        assert all(f"{name}: {warning}" in page.text for warning in numbers[name]["warnings"])
+    assert "120 of 120 datapoints: one step of the annealing path (beta from 0.4 to 0.7)" in page.text
+    assert numbers["AIS"]["warnings"] == []
+    assert "What was used for each datapoint: auto" in page.text
+    assert "importance sampling (PSIS) 58 333 (333) 1%" in page.text
+
+
 def test_report_json_holds_every_row(digits):
     _, numbers = digits
     table = examples.ledger(30, failed=(3, 17)).table

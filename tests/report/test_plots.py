@@ -15,7 +15,8 @@ def document():
 
 
 def test_one_figure_for_each_part(document):
-    assert list(figures(document)) == ["ladder", "gaps", "khat", "training", "evidence"]
+    annealing = ["path-spread", "path-acceptance", "path-step"]
+    assert list(figures(document)) == ["ladder", "gaps", "khat", "training", "evidence", *annealing]
     assert list(figures(read_document(to_datatree(history=examples.history(10))))) == ["training"]
     assert figures(read_document(to_datatree())) == {}
 
@@ -68,4 +69,21 @@ def test_labels_are_not_read_as_markup():
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_few_datapoints_can_be_drawn(num):
-    assert len(figures(read_document(to_datatree(ledger=examples.ledger(num), history=examples.history(1))))) == 5
+    assert len(figures(read_document(to_datatree(ledger=examples.ledger(num), history=examples.history(1))))) == 8
+
+
+def test_the_path_is_drawn_as_a_line_in_a_band(document):
+    band, line = figures(document)["path-spread"].data
+    np.testing.assert_allclose(line.y, document["annealing"]["AIS"]["spread"]["median"])
+    np.testing.assert_allclose(line.x, document["annealing"]["AIS"]["beta"])
+    assert len(band.x) == 2 * len(line.x)
+    assert (np.asarray(band.y)[: len(line.y)] >= line.y).all()
+
+
+def test_costs_are_drawn_for_methods_that_chose():
+    drawn = figures(read_document(examples.auto_tree()))
+    assert [name for name in drawn if name.startswith("cost")] == ["cost-0"]
+    points = drawn["cost-0"].data
+    assert [trace.name for trace in points] == ["importance sampling (PSIS)", "AIS, 100 temperatures", "SMC"]
+    assert len({trace.marker.symbol for trace in points}) == 3
+    assert sum(len(trace.x) for trace in points) == 120

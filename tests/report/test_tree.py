@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,11 @@ import xarray as xr
 from amortize.errors import ArgumentError
 from amortize.report.attrs import decode_attrs
 from amortize.report.files import read_tree, write_tree
+from amortize.report.measured import MAX_TEMPERATURES
 from amortize.report.tree import to_datatree
 from tests.report import examples
+
+LENGTHS = {"short": 20, "long": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,7 @@ def test_groups_and_dims(tree):
     assert dims["posterior"] == {"chain": 1, "draw": 100, "datapoint": 12, "z_dim_0": 4}
     assert dims["sample_stats"] == {"chain": 1, "draw": 100, "datapoint": 12}
     assert dims["evidence"] == {"method": 1, "datapoint": 12}
+    assert dims["annealing"] == {"method": 1, "temperature": 101, "datapoint": 12}
     assert dims["gaps"] == {"datapoint": 12, "quantity": 9, "statistic": 4}
     assert dims["local"] == {"family": 2, "datapoint": 12}
     assert dims["training"] == {"step": 3000}
@@ -44,6 +49,33 @@ def test_numbers_are_those_given():
     assert "upper" not in tree["evidence"].data_vars  # a side that no method gives
     assert decode_attrs(tree["gaps"].attrs)["families"] == ["mean-field", "full-covariance"]
     assert decode_attrs(tree["evidence"].attrs)["runs"]["AIS"]["settings"]["num_temperatures"] == 100
+
+
+def test_the_path_of_each_method_is_kept_in_its_own_length():
+    made = examples.ledger(5)
+    runs = {name: replace(made.evidence, path=examples.path(5, steps=length)) for name, length in LENGTHS.items()}
+    runs["no path"] = replace(made.evidence, path=None)
+    tree = to_datatree(evidence=runs)["annealing"]
+    assert tree["method"].values.tolist() == list(LENGTHS)
+    assert tree.sizes["temperature"] == MAX_TEMPERATURES
+    assert (tree["temperature"].values[[0, -1]] == [0, 1000]).all()
+    for name, steps in LENGTHS.items():
+        one, path = tree.to_dataset().loc[{"method": name}], runs[name].path
+        there = tree["temperature"].values <= steps
+        at = tree["temperature"].values[there]
+        np.testing.assert_allclose(one["beta"][there], path.betas[at], rtol=1e-6)
+        np.testing.assert_allclose(one["spread"][there], path.spread[at], rtol=1e-6)
+        np.testing.assert_allclose(one["acceptance"][there][1:], path.acceptance[at[1:] - 1], rtol=1e-6)
+        assert np.isnan(one["beta"][~there]).all()
+
+
+def test_what_was_used_and_whether_to_trust_it_survive_the_file(tmp_path):
+    made = examples.auto_evidence()
+    tree = read_tree(write_tree(to_datatree(evidence=made), tmp_path / "tree.nc"))["evidence"]
+    assert tree["used"].values[0].tolist() == made.used.tolist()
+    assert tree["trusted"].values[0].tolist() == made.trusted.tolist()
+    np.testing.assert_array_equal(tree["num_gradients"][0], made.num_gradients)
+    assert decode_attrs(tree.attrs)["runs"]["auto"]["warnings"] == list(made.warnings)
 
 
 def test_log_weight_is_the_difference(tree):
@@ -82,6 +114,10 @@ WRONG = {
     "sizes in a group": (
         lambda: to_datatree(groups={"observed_data": {"x": np.zeros((3, 2)), "y": np.zeros(4)}}),
         "observed_data: arrays whose sizes disagree",
+    ),
+    "sizes of methods": (
+        lambda: to_datatree(evidence={"a": examples.ledger(4).evidence, "b": examples.ledger(3).evidence}),
+        "expected methods of the same datapoints, got {'a': 4, 'b': 3}",
     ),
     "no draws": (lambda: to_datatree({"z": np.zeros(3)}), "z: expected an array .draw, datapoint"),
     "group taken": (

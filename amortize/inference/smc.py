@@ -51,7 +51,8 @@ __all__ = ["SMC", "Finished", "run_smc"]
 TYPICAL_TEMPERATURES = 50  # how many there are going to be is not known when datapoints are chunked
 MOST_NUMBERS = 2**26
 """In the whitening of a chunk's plan, for the sake of memory."""
-WASTE = 0.7  # a datapoint joins those whose temperatures are at most 1 / WASTE as many
+MOST_ALIKE = 0.8  # a datapoint with less than this share of a group's temperatures may go to another
+WORTH_A_GROUP = 2**20  # gradients: a second or so of a small program
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class SMC(Method):
     def estimate(self, start: Start, data: Data, *, seed: int) -> Estimate:
         """Pilot, freeze, run the particles; datapoints of like length together."""
         plan, lengths = _pilot(start, data, self, seed=seed)
-        groups = _groups(lengths)
+        groups = _groups(lengths, self.num_particles * self.num_moves * self.kernel.num_gradients)
         parts = []
         for turn, index in enumerate(groups):
             of_all = len(groups) == 1
@@ -173,13 +174,17 @@ def _pilot(start: Start, data: Data, settings: SMC, *, seed: int) -> tuple[Plan,
     return plan_by_particles(movers, latents, scale_of(start, data, seed), settings.aims, noise)
 
 
-def _groups(lengths: Tensor) -> list[Tensor]:
-    """Datapoints (N,) in groups of like numbers of temperatures, longest first."""
+def _groups(lengths: Tensor, gradients: int) -> list[Tensor]:
+    """Datapoints (N,) in groups of like numbers of temperatures, longest first.
+
+    A group takes time to compile: it is made where the ``gradients`` saved at each temperature left out are many.
+    """
     order = lengths.argsort(descending=True, stable=True)
     groups: list[list[int]] = []
     longest = 0
-    for n, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        if not groups or length < WASTE * longest:
+    for place, (n, length) in enumerate(zip(order.tolist(), lengths[order].tolist(), strict=True)):
+        saved = (longest - length) * gradients * (len(order) - place)
+        if not groups or (length < MOST_ALIKE * longest and saved > WORTH_A_GROUP):
             groups.append([])
             longest = length
         groups[-1].append(n)

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from amortize import models as models
     from amortize.inference.ais import AIS as AIS
     from amortize.inference.amcvae import AMCVAE as AMCVAE
+    from amortize.inference.auto import Auto as Auto
     from amortize.inference.annealed_objectives import DAIS as DAIS
     from amortize.inference.annealed_objectives import LMCVAE as LMCVAE
     from amortize.inference.annealed_objectives import MCD as MCD
+    from amortize.inference.bdmc import bdmc as bdmc
+    from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
     from amortize.inference.fitted import Fitted as Fitted
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from amortize.inference.local import fit_local as fit_local
     from amortize.inference.mala import MALA as MALA
     from amortize.inference.posterior import posterior as posterior
+    from amortize.inference.sandwich import Sandwich as Sandwich
     from amortize.inference.smc import SMC as SMC
     from amortize.inference.svi import Training as Training
     from amortize.inference.svi import fit as fit
@@ -49,6 +53,8 @@ _HOMES = {
     "AIS": "amortize.inference.ais",
     "AMCVAE": "amortize.inference.amcvae",
     "DAIS": "amortize.inference.annealed_objectives",
+    "Diffusion": "amortize.inference.diffusion",
+    "Auto": "amortize.inference.auto",
     "Evidence": "amortize.inference.evidence",
     "Fitted": "amortize.inference.fitted",
     "HMC": "amortize.inference.hmc",
@@ -62,11 +68,13 @@ _HOMES = {
     "MCD": "amortize.inference.annealed_objectives",
     "Program": "amortize.program.program",
     "SMC": "amortize.inference.smc",
+    "Sandwich": "amortize.inference.sandwich",
     "Study": "amortize.study.spec",
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
     "ULA": "amortize.inference.ula",
     "WakeSleep": "amortize.inference.wake_sleep",
+    "bdmc": "amortize.inference.bdmc",
     "evidence": "amortize.inference.evidence",
     "fit": "amortize.inference.svi",
     "fit_local": "amortize.inference.local",
@@ -89,6 +97,8 @@ __all__ = [
     "MCD",
     "SMC",
     "ULA",
+    "Diffusion",
+    "Auto",
     "Evidence",
     "Fitted",
     "ImportanceSampling",
@@ -96,11 +106,13 @@ __all__ = [
     "Ledger",
     "LocalPosterior",
     "Program",
+    "Sandwich",
     "Study",
     "StudyResult",
     "Training",
     "WakeSleep",
     "__version__",
+    "bdmc",
     "data",
     "evidence",
     "fit",

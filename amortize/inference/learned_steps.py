@@ -1,6 +1,6 @@
 r"""Temperatures, step sizes and momentum persistence of a bridge as parameters that can be trained.
 
-.. math:: \beta_t = \sum_{s \le t} \mathrm{softmax}(a)_s, \qquad h_{t} = e^{b_t}, \qquad
+.. math:: \beta_t = \sum_{s \le t} \mathrm{softmax}(a)_s, \qquad h_{td} = e^{b_t + s_d}, \qquad
           \eta = \mathrm{sigmoid}(c)
 
 All are unconstrained, so that no step of an optimiser leaves their range. Letters: K steps, D latents.
@@ -34,6 +34,8 @@ class LearnedSteps(nn.Module):
         Of the momentum at first, in (0, 1).
     betas
         (K + 1,) rising from 0 to 1, where the temperatures begin; None is evenly spaced.
+    dim
+        D, to let dimensions differ in their steps by factors of their own; None gives all the same.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class LearnedSteps(nn.Module):
         step_size: float = 0.3,
         persistence: float = 0.8,
         betas: Tensor | None = None,
+        dim: int | None = None,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -65,6 +68,7 @@ class LearnedSteps(nn.Module):
             raise ArgumentError(f"persistence: expected a number in (0, 1), got {persistence!r}")
         self.log_increments = nn.Parameter(_increments(betas, num_steps).log())
         self.log_step_sizes = nn.Parameter(torch.full((num_steps,), math.log(step_size)))
+        self.log_widths = None if dim is None else nn.Parameter(torch.zeros(dim))
         self.logit_persistence: nn.Parameter | None = None
         if kind in UNDERDAMPED:
             self.logit_persistence = nn.Parameter(torch.tensor(math.log(persistence / (1 - persistence))))
@@ -74,7 +78,10 @@ class LearnedSteps(nn.Module):
         inner = self.log_increments.softmax(0).cumsum(0)[:-1]
         betas = torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
         persistence = None if self.logit_persistence is None else self.logit_persistence.sigmoid()
-        return Steps(betas, self.log_step_sizes.exp(), persistence, scale)
+        log_sizes: Tensor = self.log_step_sizes
+        if self.log_widths is not None:
+            log_sizes = log_sizes.unsqueeze(-1) + self.log_widths
+        return Steps(betas, log_sizes.exp(), persistence, scale)
 
 
 def _increments(betas: Tensor | None, num_steps: int) -> Tensor:

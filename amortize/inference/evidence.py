@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from amortize.diagnostics.trust import Trust, assess
 from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.ais import AIS
+from amortize.inference.auto import Auto, shortfall
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import LocalPosterior
 from amortize.inference.method import MAX_ROWS, AnnealingPath, Estimate, Method, concatenate
@@ -89,7 +90,8 @@ class Evidence:
     @property
     def warnings(self) -> tuple[str, ...]:
         """In plain words what is wrong, on how many datapoints, and a remedy."""
-        return self.trust.warnings
+        missed = shortfall(self.se, self.settings["target_se"]) if "target_se" in self.settings else ""
+        return (*self.trust.warnings, f"{missed}.") if missed else self.trust.warnings
 
     @property
     def table(self) -> pd.DataFrame:
@@ -127,7 +129,7 @@ def evidence(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
-    method: Method | None = None,
+    method: Method | str | None = None,
     start: str | LocalPosterior | None = None,
     discrete: str | None = None,
     seed: int = 0,
@@ -142,7 +144,8 @@ def evidence(  # noqa: PLR0913 (the public face)
     x
         Data, N datapoints.
     method
-        ``am.AIS(...)`` (the default) or ``am.ImportanceSampling(...)``.
+        ``am.AIS(...)`` (the default), ``am.ImportanceSampling(...)`` or another method's settings, or "auto", which is
+        ``am.Auto()``: the cheapest means for each datapoint that reach a standard error of 0.05 nats.
     start
         "guide" (the default where there is one), "prior", or a ``LocalPosterior`` fitted on the same data.
     discrete
@@ -173,10 +176,10 @@ def evidence(  # noqa: PLR0913 (the public face)
     (8,)
     """
     require_program(program)
-    method = AIS() if method is None else method
+    method = AIS() if method is None else Auto() if isinstance(method, str) and method == "auto" else method
     if not isinstance(method, Method):
         raise ArgumentError(
-            f"method: expected am.AIS(...), am.ImportanceSampling(...) or another method's settings, got {method!r}"
+            f"method: expected 'auto', am.AIS(...) or the settings of another method, got {method!r}"
         )
     seed = check_seed(seed)
     begin = time.perf_counter()
@@ -190,6 +193,8 @@ def evidence(  # noqa: PLR0913 (the public face)
             else _in_chunks(method, origin, data, stream_seed(seed, "evidence"))
         )
     result = _mark_hopeless(result, warn=not isinstance(method, ImportanceSampling))
+    if isinstance(method, Auto) and not exact and (missed := shortfall(result.se, method.target_se)):
+        warnings.warn(missed, AmortizeWarning, stacklevel=2)
     columns = {name: value for name, value in vars(result).items() if name != "name"}
     return Evidence(
         **columns,

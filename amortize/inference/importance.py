@@ -21,7 +21,7 @@ from amortize.inference.method import MAX_ROWS, MAX_WORK, VALUE_COST, Estimate, 
 from amortize.inference.starts import Start
 from amortize.program.data import Data
 
-__all__ = ["ImportanceSampling", "log_ratios"]
+__all__ = ["ImportanceSampling", "log_ratios", "smoothed"]
 
 NAME = "importance sampling (PSIS)"
 FEWEST_DATAPOINTS = 128
@@ -43,15 +43,19 @@ class ImportanceSampling(Method):
 
     def estimate(self, start: Start, data: Data, *, seed: int) -> Estimate:
         """Draw, weigh and smooth."""
-        log_weights = log_ratios(start, data, self.num_draws, seed=seed, stream="draws")
-        smoothed = psis(log_weights)
-        raw = estimate_of(log_weights, name=NAME, num_gradients=VALUE_COST * self.num_draws)
-        return replace(
-            raw,
-            log_evidence=log_mean_exp(smoothed.log_weights),
-            se=np.maximum(log_evidence_se(smoothed.log_weights), raw.se),
-            khat=smoothed.khat,
-        )
+        return smoothed(log_ratios(start, data, self.num_draws, seed=seed, stream="draws"))
+
+
+def smoothed(log_weights: np.ndarray) -> Estimate:
+    """The estimate from independent draws' log weights (S, N), their tails smoothed."""
+    tail = psis(log_weights)
+    raw = estimate_of(log_weights, name=NAME, num_gradients=VALUE_COST * len(log_weights))
+    return replace(
+        raw,
+        log_evidence=log_mean_exp(tail.log_weights),
+        se=np.maximum(log_evidence_se(tail.log_weights), raw.se),
+        khat=tail.khat,
+    )
 
 
 def log_ratios(start: Start, data: Data, num_draws: int, *, seed: int, stream: str) -> np.ndarray:

@@ -59,13 +59,14 @@ class Rows:
     previous: Tensor
     cuts: Tensor
     steps: Tensor
+    evaluated: Tensor
 
     @classmethod
     def of(cls, theta: Tensor, unit: Tensor) -> Rows:
         """The state before the first step."""
         wide = {name: torch.zeros_like(theta) for name in ("first", "second", "average", "slope", "slope_square")}
         narrow = {name: theta.new_zeros(len(theta)) for name in ("total", "square")}
-        counts = {name: theta.new_zeros(len(theta), dtype=torch.long) for name in ("cuts", "steps")}
+        counts = {name: theta.new_zeros(len(theta), dtype=torch.long) for name in ("cuts", "steps", "evaluated")}
         previous = theta.new_full((len(theta),), -torch.inf)
         return cls(theta.clone(), unit.clone(), **wide, **narrow, **counts, previous=previous)
 
@@ -117,14 +118,27 @@ class Problem:
             "scale_tril": scale_tril(final).double().cpu().numpy(),
         }
 
+    def gaussians(self, num_steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The fit unscored: loc (N, D), scale_tril (N, D, D), and the gradients each datapoint took (N,).
+
+        Gradients count for datapoints that have stopped, too, while others of their batch go on.
+        """
+        loc, scale = self._moments(seed)
+        first = self._theta(Gaussians(loc, scale.log(), None))
+        rows = self._optimise(first, scale, num_steps, stream_seed(seed, "optimise"))
+        final = self._gaussians(rows.theta)
+        return final.loc, scale_tril(final), rows.evaluated * self.num_draws
+
     def _optimise(self, theta: Tensor, unit: Tensor, num_steps: int, seed: int) -> Rows:
         """Run every row to its stop or to ``num_steps``; full covariance begins at the mean-field optimum."""
         taken: Tensor | int = 0
+        evaluated: Tensor | int = 0
         if self.family == "full-covariance":
             coarse = replace(self, family="mean-field")
             begin = coarse._theta(self._gaussians(theta))
             rows = coarse._optimise(begin, unit, num_steps, stream_seed(seed, "mean-field"))
             theta, taken = self._theta(coarse._gaussians(rows.theta)), rows.steps
+            evaluated = rows.evaluated
         whole = Rows.of(theta, unit)
         noise = generator(seed, "noise", device=theta.device)
         pool = torch.arange(len(theta), device=theta.device)
@@ -134,7 +148,7 @@ class Problem:
                 rows, step = self._run_pool(whole.take(pool), self.data.rows(pool), (step, num_steps), noise, bar)
                 whole.put(pool, rows)
                 pool = pool[rows.active]
-        return replace(whole, steps=whole.steps + taken)
+        return replace(whole, steps=whole.steps + taken, evaluated=whole.evaluated + evaluated)
 
     def _run_pool(
         self, rows: Rows, data: Data, steps: tuple[int, int], noise: torch.Generator, bar: Any
@@ -183,6 +197,7 @@ class Problem:
             first=first,
             second=second,
             steps=steps,
+            evaluated=rows.evaluated + 1,
             average=rows.average + theta,
             slope=rows.slope + slope,
             slope_square=rows.slope_square + slope.square(),

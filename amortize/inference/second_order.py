@@ -58,9 +58,13 @@ class SecondOrderTerms:
             return slope.detach()
 
         first, second = (example.detach().contiguous() for example in examples)
-        inputs = [(example, *_ones(example)) for example in (first, second)]
+        inputs = [(example, *_weights(example)) for example in (first, second)]
         self._everything = Compiled(everything, (first,), (second,), backend=backend, num_calls=num_calls)
-        self._make_product = lambda: Compiled(product, *inputs, backend=backend, num_calls=num_calls)
+
+        def make_product() -> Compiled:
+            return Compiled(product, *inputs, backend=backend, num_calls=num_calls)
+
+        self._make_product = make_product
         self._made_product: Compiled | None = None
 
     def __call__(self, u: Tensor) -> Point:
@@ -97,9 +101,10 @@ def _derivatives(terms: LogTerms, u: Tensor) -> tuple[Tensor, ...]:
     return base, ratio, *slopes
 
 
-def _ones(u: Tensor) -> tuple[Tensor, ...]:
-    row = torch.ones_like(u[:, 0])
-    return row, row, torch.ones_like(u), torch.ones_like(u)
+def _weights(u: Tensor) -> tuple[Tensor, ...]:
+    """Some weights of the four; no two the same tensor, which tracing would take for one input, nor of one value."""
+    row = torch.linspace(-1.0, 1.0, len(u), dtype=u.dtype, device=u.device)
+    return row, row.square(), u.cos(), u.sin()
 
 
 class _Evaluation(torch.autograd.Function):

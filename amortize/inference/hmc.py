@@ -1,8 +1,8 @@
 r"""Hamiltonian Monte Carlo on a tempered density, rows independent of one another.
 
-Leapfrog in whitened coordinates (see ``whitening``), step size jittered by 10 % a call, Metropolis correction; a
+Leapfrog in whitened coordinates (see ``leapfrog``), step size jittered by 10 % a call, Metropolis correction; a
 proposal whose energy is not finite is rejected and counted (Neal 2011, "MCMC using Hamiltonian dynamics", sections 3
-and 5.4). The value of the density is needed at the last step only; inner steps ask for gradients.
+and 5.4).
 
 Velocities may be stratified over the chains of a datapoint (a Latin hypercube: in each dimension, every chain takes
 another stratum of the normal distribution). Each chain by itself is as before; together they cover the distribution
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from amortize.errors import ArgumentError, check_count
-from amortize.inference.kernels import Info, Kernel, Parameters, Target, Transition, choose, stratified_normal
+from amortize.inference.kernels import Info, Kernel, Parameters, Target, Transition
+from amortize.inference.leapfrog import metropolis, propose
 from amortize.inference.path import Point
-from amortize.inference.whitening import pull, push
 
 __all__ = ["HMC", "hmc"]
 
@@ -69,30 +69,12 @@ class HMC(Kernel):
 @torch.no_grad()
 def hmc(state: Point, target: Target, parameters: Parameters, generator: torch.Generator) -> tuple[Point, Info]:
     """One transition of B independent chains that leaves the tempered density invariant."""
-    beta, scale, settings = parameters.beta, parameters.scale, parameters.settings
+    settings = parameters.settings
     assert isinstance(settings, HMC)
-    step = _jittered(parameters.step_size, settings.jitter, generator)
-    velocity = stratified_normal(state.u, parameters.num_strata, generator)
-    start_energy = _energy(state, beta, velocity)
-    velocity = velocity + 0.5 * step * pull(scale, state.gradient(beta))
-    u = state.u + step * push(scale, velocity)
-    for _ in range(settings.num_leapfrog - 1):
-        velocity = velocity + step * pull(scale, target.gradient(u, beta))
-        u = u + step * push(scale, velocity)
-    proposal = target.evaluate(u)
-    velocity = velocity + 0.5 * step * pull(scale, proposal.gradient(beta))
-    energy = _energy(proposal, beta, velocity)
-    finite = torch.isfinite(energy)
-    change = energy - start_energy
-    log_accept = torch.where(finite & ~torch.isnan(change), change, -torch.inf)
-    uniform = torch.rand(log_accept.shape, generator=generator, device=u.device, dtype=u.dtype)
-    accept = uniform.log() < log_accept
-    info = Info(log_accept.clamp(max=0).exp(), finite, torch.zeros_like(log_accept))
-    return choose(accept, proposal, state), info
-
-
-def _energy(point: Point, beta: Tensor, velocity: Tensor) -> Tensor:
-    return point.log_density(beta.squeeze(-1)) - 0.5 * velocity.square().sum(-1)
+    jittered = parameters._replace(step_size=_jittered(parameters.step_size, settings.jitter, generator))
+    proposed = propose(state, target, jittered, generator, num_steps=settings.num_leapfrog)
+    info = Info(proposed.log_ratio.clamp(max=0).exp(), proposed.finite, torch.zeros_like(proposed.log_ratio))
+    return metropolis(proposed, state, generator), info
 
 
 def _jittered(step_size: Tensor, jitter: float, generator: torch.Generator) -> Tensor:

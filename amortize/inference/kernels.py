@@ -13,6 +13,7 @@ Letters: B rows (chains x datapoints, chain-major), N datapoints, D latents.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +26,6 @@ from amortize.inference.path import GeometricPath, HeldPath, Point
 __all__ = ["Info", "Kernel", "Parameters", "Target", "Transition", "choose", "stratified_normal"]
 
 Target = GeometricPath | HeldPath
-TINY = 1e-12  # a uniform number may be 0
 
 
 class Kernel(ABC):
@@ -81,11 +81,12 @@ def stratified_normal(like: Tensor, num_strata: int, generator: torch.Generator)
     """Standard normal (B, D); in each dimension every chain of a datapoint takes another stratum."""
     if num_strata == 1:
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-    shape = (num_strata, len(like) // num_strata, like.shape[-1])
-    noise = torch.rand((2, *shape), generator=generator, device=like.device, dtype=torch.float64)
-    level = (noise[0].argsort(0) + noise[1]) / num_strata
-    normal: Tensor = torch.special.ndtri(level.clamp(TINY, 1 - TINY))
-    return normal.to(like.dtype).reshape(like.shape)
+    rows = like.numel() // num_strata
+    noise = torch.rand((2, rows, num_strata), generator=generator, device=like.device, dtype=like.dtype)
+    level = (noise[0].argsort(-1) + noise[1]).mul_(2 / num_strata).sub_(1)
+    most = 1 - 0.5 * torch.finfo(like.dtype).eps  # where rounding gives 1, whose quantile is infinite
+    normal: Tensor = torch.erfinv(level.clamp_(-most, most)).mul_(math.sqrt(2))
+    return normal.t().reshape(like.shape)
 
 
 def choose(accept: Tensor, proposal: Point, state: Point) -> Point:

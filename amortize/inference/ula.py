@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from amortize.inference.kernels import Info, Kernel, Parameters, Target, Transition, choose
-from amortize.inference.mala import LARGEST_STEP, propose
+from amortize.inference.leapfrog import propose
+from amortize.inference.mala import LARGEST_STEP
 from amortize.inference.path import Point
 
 __all__ = ["ULA", "ula"]
@@ -61,6 +62,8 @@ class ULA(Kernel):
 @torch.no_grad()
 def ula(state: Point, target: Target, parameters: Parameters, generator: torch.Generator) -> tuple[Point, Info]:
     """One step of B independent rows; ``log_correction`` is its log Metropolis ratio, -inf where that isn't finite."""
-    move = propose(state, target, parameters, generator)
-    info = Info(move.log_ratio.clamp(max=0).exp(), move.finite, move.log_ratio)
-    return choose(move.log_ratio > -torch.inf, move.proposal, state), info
+    proposed = propose(state, target, parameters, generator, num_steps=1)
+    ratio = proposed.log_ratio
+    correction = torch.where(torch.isfinite(ratio), ratio, -torch.inf)  # +inf: from where the density was 0
+    info = Info(ratio.clamp(max=0).exp(), proposed.finite, correction)
+    return choose(ratio > -torch.inf, proposed.point, state), info

@@ -210,6 +210,7 @@ def _warnings(run: Run, causes: NDArray[np.str_]) -> list[str]:
         facts = {
             "num_draws": int(np.median(run.num_draws[chosen])),
             "num_steps": int(np.median(run.num_steps[chosen])),
+            "moves": bool(run.num_steps[chosen].any() or np.isfinite(run.measured.acceptance[chosen]).any()),
             "between": _between(run, name, chosen),
             "spread": float(np.nanmedian(run.spread[chosen])) if np.isfinite(run.spread[chosen]).any() else np.nan,
         }

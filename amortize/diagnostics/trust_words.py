@@ -12,7 +12,7 @@ _LEAST_FACTOR = 2.0
 
 _WORDS = {
     "failed": """log p(x) is not finite; look at these datapoints and at the model's supports: program.check(x) names
-        rows that are -inf or NaN""",
+        rows that are infinite or NaN""",
     "frozen": """the chains are frozen, for fewer than one move in ten passes the Metropolis test, so that log p(x)
         rests on {num_draws} draws of the start alone; take smaller steps (pilot=True finds them, or step_size)""",
     "jump": """one step of the annealing path{where} makes most of the weights' variance, and chains may not get across
@@ -44,12 +44,13 @@ def sentence(cause: str, count: int, total: int, facts: Mapping[str, Any]) -> st
     count, total
         Datapoints that have it, and all.
     facts
-        Of the datapoints that have it: ``num_draws`` and ``num_steps`` (medians; 0 steps is a method that doesn't
-        anneal), ``between`` (range of beta, or None), ``spread`` of the log weights in nats.
+        Of the datapoints that have it: ``num_draws`` and ``num_steps`` (medians; 0 steps where no path is known),
+        ``moves`` (whether draws are moved along one), ``between`` (range of beta, or None), ``spread`` of the log
+        weights in nats.
 
     Examples
     --------
-    >>> facts = {"num_draws": 3, "num_steps": 100, "between": None, "spread": 0.2}
+    >>> facts = {"num_draws": 3, "num_steps": 100, "moves": True, "between": None, "spread": 0.2}
     >>> sentence("few", 1, 1, facts)
     '1 of 1 datapoint: 3 draws are too few to tell a good run from a bad one; take 5 or more (num_chains).'
     """
@@ -57,21 +58,22 @@ def sentence(cause: str, count: int, total: int, facts: Mapping[str, Any]) -> st
         num_draws=facts["num_draws"],
         spread=facts["spread"],
         where="" if facts["between"] is None else " (beta from {:.2g} to {:.2g})".format(*facts["between"]),
-        option="num_chains" if facts["num_steps"] else "num_draws",
-        more=_more(facts["num_steps"], facts["spread"]),
+        option="num_chains" if facts["moves"] else "num_draws",
+        more=_more(facts),
     )
     return f"{count} of {total} datapoint{'s' if total != 1 else ''}: {text}."
 
 
-def _more(num_steps: int, spread: float) -> str:
+def _more(facts: Mapping[str, Any]) -> str:
     """More of the same, with a figure: the variance of annealed log weights falls as one over the temperatures."""
-    if not num_steps:
+    if not facts["moves"]:
         return "take more draws (num_draws), start nearer to the posterior, or anneal (am.AIS)"
-    factor = max(spread**2, _LEAST_FACTOR) if math.isfinite(spread) else _LEAST_FACTOR  # to a spread of one nat
-    return (
-        f"anneal more slowly (num_temperatures of about {_rounded(factor * num_steps)}), or start nearer to the "
-        "posterior (a guide, a local posterior)"
-    )
+    nearer = "start nearer to the posterior (a guide, a local posterior)"
+    if not facts["num_steps"]:
+        return f"anneal more slowly (more temperatures; am.Auto: larger max_gradients), or {nearer}"
+    square = facts["spread"] ** 2 if math.isfinite(facts["spread"]) else 0.0
+    factor = max(square, _LEAST_FACTOR)  # to a spread of one nat
+    return f"anneal more slowly (num_temperatures of about {_rounded(factor * facts['num_steps'])}), or {nearer}"
 
 
 def _rounded(value: float) -> str:

@@ -16,7 +16,7 @@ from amortize.diagnostics.psis import khat_threshold
 from amortize.report.attrs import decode_attrs
 from amortize.report.notes import notes
 from amortize.report.provenance import provenance
-from amortize.report.readings import read_annealing, read_evidence, spread_of
+from amortize.report.readings import read_annealing, read_evidence, read_sandwich, spread_of
 from amortize.report.words import verdict
 
 __all__ = ["gap_name", "read_document", "rung_names", "sampled_steps"]
@@ -54,10 +54,12 @@ def read_document(tree: xr.DataTree, title: str | None = None) -> dict[str, Any]
         document["evidence"] = read_evidence(tree["evidence"].to_dataset())
     if "annealing" in tree.children:
         document["annealing"] = read_annealing(tree["annealing"].to_dataset())
+    if "sandwich" in tree.children:
+        document["sandwich"] = read_sandwich(tree["sandwich"].to_dataset())
     if "local" in tree.children:
         document["local"] = _local(tree["local"].to_dataset())
     if "training" in tree.children:
-        document["training"] = _training(tree["training"].to_dataset())
+        document["training"] = {"bound": attrs.pop("trained_bound", "ELBO"), **_training(tree["training"].to_dataset())}
     if "num_untrained" in attrs:
         document["num_untrained"] = attrs.pop("num_untrained")
     document["notes"] = notes(document)

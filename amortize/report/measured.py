@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike
 from amortize.errors import ArgumentError
 from amortize.report.sources import EvidenceLike
 
-__all__ = ["FACTS", "MAX_TEMPERATURES", "annealing_variables", "evidence_variables"]
+__all__ = ["FACTS", "MAX_TEMPERATURES", "SANDWICH_FACTS", "SIDES", "annealing_variables", "evidence_variables"]
 
 FIELDS = ("log_evidence", "lower", "upper", "se", "ess", "khat", "acceptance", "num_nonfinite", "num_gradients")
 FACTS = ("method", "settings", "seed", "start", "seconds", "warnings", "interrupted")
+SIDES = ("lower", "lower_se", "upper", "upper_se")
+SANDWICH_FACTS = ("mean_gap", "gap_se", "exact", "draws", "method", "settings", "seed", "start", "seconds")
 MAX_TEMPERATURES = 256
 """Most temperatures of a path that are kept; of more, as many evenly spaced, with both ends."""
 

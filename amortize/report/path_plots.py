@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from amortize.report.style import METHODS, SYMBOLS, apply_style, escaped, names_of
+from amortize.report.style import COLOURS, METHODS, SYMBOLS, apply_style, escaped, names_of
 
-__all__ = ["cost_figure", "path_figures"]
+__all__ = ["MAX_SIDES", "cost_figure", "path_figures", "sandwich_figure"]
+
+MAX_SIDES = 400
+"""Most datapoints whose two sides are drawn one by one; of more, as many evenly spaced by rank."""
 
 _PANELS = {"spread": ("nats", "beta"), "acceptance": ("share", "beta"), "step": ("nats", "temperature")}
 """Each panel's unit and what it is drawn along."""
@@ -98,4 +101,31 @@ def cost_figure(run: Mapping[str, Any]) -> go.Figure:
     apply_style(figure, height=300)
     figure.update_xaxes(title_text="gradients spent on the datapoint", type="log", dtick=1, zeroline=False)
     figure.update_yaxes(title_text="standard error, nats", rangemode="tozero")
+    return figure
+
+
+def sandwich_figure(sandwich: Mapping[str, Any]) -> go.Figure:
+    """How far the upper side is above the lower for each datapoint, the largest first, with one standard error."""
+    sides = {name: np.asarray(row, dtype=np.float64) for name, row in sandwich["datapoints"].items()}
+    order = np.argsort(-np.where(np.isfinite(sides["gap"]), sides["gap"], -np.inf), kind="stable")
+    order = order[np.isfinite(sides["gap"][order])]
+    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_SIDES)).round().astype(int))]
+    rank = np.arange(1, len(order) + 1)[np.isin(order, shown)]
+    error = np.hypot(sides["lower_se"], sides["upper_se"])[shown]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=rank,
+        y=sides["gap"][shown],
+        mode="markers",
+        name="upper less lower",
+        marker={"color": METHODS[0], "size": 6},
+        error_y={"type": "data", "array": error, "color": COLOURS["muted"], "thickness": 1, "width": 0},
+        customdata=np.stack([sides["lower"][shown], sides["upper"][shown]], axis=-1),
+        hovertemplate="between %{customdata[0]:.3f} and %{customdata[1]:.3f}<br>gap %{y:.3f} nats<extra></extra>",
+    )
+    mean = sandwich["summary"]["gap"]["mean"]
+    figure.add_hline(y=mean, line={"color": COLOURS["ink"], "width": 1.2, "dash": "dash"})
+    apply_style(figure, height=250, legend=False)
+    figure.update_xaxes(title_text="simulated datapoints, largest gap first", zeroline=False, showgrid=False)
+    figure.update_yaxes(title_text="gap, nats")
     return figure

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from amortize.report.document import gap_name, sampled_steps
-from amortize.report.path_plots import cost_figure, path_figures
+from amortize.report.path_plots import cost_figure, path_figures, sandwich_figure
 from amortize.report.run_plots import diagnostics_of, evidence_figure, training_figure
 from amortize.report.style import COLOURS, apply_style, error_bars, finite, mark_failed, names_of
 from amortize.report.words import number, quantity, uncertain
@@ -35,7 +35,7 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     Returns
     -------
     dict of str to Figure
-        Some of "ladder", "gaps", "khat", "training", "evidence", "cost-0" (by method) and "path-spread",
+        Some of "ladder", "gaps", "khat", "training", "evidence", "sandwich", "cost-0" (by method) and "path-spread",
         "path-acceptance", "path-step".
     """
     drawn: dict[str, go.Figure] = {}
@@ -47,9 +47,11 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     if finite(datapoints.get("khat", [])).size:
         drawn["khat"] = khat_figure(datapoints, document["khat"]["threshold"])
     if "training" in document:
-        drawn["training"] = training_figure(document["training"]["curve"])
+        drawn["training"] = training_figure(document["training"]["curve"], document["training"]["bound"])
     if diagnostics_of(document.get("evidence", {})):
         drawn["evidence"] = evidence_figure(document["evidence"])
+    if document.get("sandwich", {}).get("num_datapoints"):
+        drawn["sandwich"] = sandwich_figure(document["sandwich"])
     for place, run in enumerate(document.get("evidence", {}).values()):
         if len(run["used"]) > 1:
             drawn[f"cost-{place}"] = cost_figure(run)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from amortize.report.attrs import decode_attrs
 
-__all__ = ["QUANTILES", "read_annealing", "read_evidence", "spread_of"]
+__all__ = ["QUANTILES", "read_annealing", "read_evidence", "read_sandwich", "spread_of"]
 
 QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
 """Of the datapoints, at each temperature: the band and the line of the path's figures."""
@@ -41,6 +41,20 @@ def read_evidence(evidence: xr.Dataset) -> dict[str, dict[str, Any]]:
             "datapoints": names | {field: row.tolist() for field, row in numbers.items()} | flags,
         }
     return methods
+
+
+def read_sandwich(sandwich: xr.Dataset) -> dict[str, Any]:
+    """Both sides of each datapoint, and the means of those that are finite with their standard errors."""
+    sides = {str(name): sandwich[name].values.astype(np.float64) for name in sandwich.data_vars}
+    sides["gap"] = sides["upper"] - sides["lower"]
+    finite = np.isfinite(sides["gap"])
+    return {
+        **decode_attrs(sandwich.attrs),
+        "num_datapoints": int(finite.sum()),
+        "num_failed": int((~finite).sum()),
+        "summary": {name: spread_of(sides[name][finite]) for name in ("lower", "upper", "gap")},
+        "datapoints": {name: row.tolist() for name, row in sides.items()},
+    }
 
 
 def spread_of(row: NDArray[Any]) -> dict[str, float]:

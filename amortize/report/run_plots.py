@@ -19,8 +19,8 @@ _DIAGNOSTICS = {"se": "standard error, nats", "ess": "effective share of draws",
 _WINDOW = 25  # drawn points of the training curve in one running mean
 
 
-def training_figure(curve: Mapping[str, Sequence[float]]) -> go.Figure:
-    """ELBO by step: minibatches thin, their running mean and the validation set bold."""
+def training_figure(curve: Mapping[str, Sequence[float]], bound: str = "ELBO") -> go.Figure:
+    """The bound that was trained by step: minibatches thin, their running mean and the validation set bold."""
     step, elbo = (np.asarray(curve.get(name, []), dtype=np.float64) for name in ("step", "elbo"))
     figure = go.Figure()
     drawn = [_running_mean(elbo)]
@@ -51,7 +51,10 @@ def training_figure(curve: Mapping[str, Sequence[float]]) -> go.Figure:
         )
     apply_style(figure, height=340)
     figure.update_xaxes(title_text="step", zeroline=False)
-    figure.update_yaxes(title_text="ELBO, nats per datapoint", range=_range(np.concatenate(drawn)))
+    figure.update_yaxes(
+        title_text=f"{'ELBO' if bound == 'ELBO' else 'bound'}, nats per datapoint",
+        range=_range(np.concatenate(drawn)),
+    )
     return figure
 
 

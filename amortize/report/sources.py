@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amortize.diagnostics.measured import Measured
 
-__all__ = ["EvidenceLike", "LedgerLike", "LocalLike"]
+__all__ = ["EvidenceLike", "LedgerLike", "LocalLike", "SandwichLike"]
 
 
 class EvidenceLike(Measured, Protocol):
@@ -65,6 +65,62 @@ class EvidenceLike(Measured, Protocol):
     @property
     def start(self) -> str:
         """Where it started: "guide", "prior" or a local posterior."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+
+
+class SandwichLike(Protocol):
+    """Log p(x) of M datapoints from below and above, as ``am.bdmc`` returns it."""
+
+    @property
+    def lower(self) -> NDArray[np.float64]:
+        """(M,) nats, lower bounds in expectation."""
+
+    @property
+    def lower_se(self) -> NDArray[np.float64]:
+        """(M,) nats."""
+
+    @property
+    def upper(self) -> NDArray[np.float64]:
+        """(M,) nats, upper bounds in expectation where ``exact``."""
+
+    @property
+    def upper_se(self) -> NDArray[np.float64]:
+        """(M,) nats."""
+
+    @property
+    def mean_gap(self) -> float:
+        """Mean of upper less lower, nats."""
+
+    @property
+    def gap_se(self) -> float:
+        """Its standard error over datapoints."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether ``upper`` is a bound."""
+
+    @property
+    def draws(self) -> str:
+        """Where reversed runs start."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-able settings of the method."""
+
+    @property
+    def start(self) -> str:
+        """Where forward runs start."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
 
     @property
     def seconds(self) -> float:

@@ -33,8 +33,8 @@ from numpy.typing import ArrayLike
 
 from amortize.errors import ArgumentError
 from amortize.report.attrs import encode_attrs
-from amortize.report.measured import FACTS, annealing_variables, evidence_variables
-from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike
+from amortize.report.measured import FACTS, SANDWICH_FACTS, SIDES, annealing_variables, evidence_variables
+from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike, SandwichLike
 
 __all__ = ["to_datatree"]
 
@@ -44,10 +44,11 @@ _SAMPLED = ("prior", "posterior")  # groups named so, or with such a beginning, 
 Evidences = EvidenceLike | Mapping[str, EvidenceLike]
 
 
-def to_datatree(
+def to_datatree(  # noqa: PLR0913 (the public face)
     posterior: Mapping[str, ArrayLike] | None = None,
     *,
     evidence: Evidences | None = None,
+    sandwich: SandwichLike | None = None,
     ledger: LedgerLike | None = None,
     history: pd.DataFrame | None = None,
     groups: Mapping[str, Mapping[str, ArrayLike]] | None = None,
@@ -62,6 +63,8 @@ def to_datatree(
         ``am.posterior`` returns them.
     evidence : Evidence or mapping of str to Evidence, optional
         One estimate of the evidence, or several by name. Without it, that of ``ledger`` is stored.
+    sandwich : Sandwich, optional
+        What ``am.bdmc`` returns: both sides of log p(x), most often of datapoints simulated from the model.
     ledger : Ledger, optional
         What ``am.gaps`` returns; its index names the datapoints of the whole tree.
     history : DataFrame, optional
@@ -104,6 +107,8 @@ def to_datatree(
         evidence = ledger.evidence
     if evidence is not None:
         builder.add_evidence(evidence)
+    if sandwich is not None:
+        builder.add_sandwich(sandwich)
     if ledger is not None:
         builder.add_gaps(ledger)
         builder.add_local(ledger.local)
@@ -145,6 +150,11 @@ class _Builder:
         if annealing is not None:
             variables, coords = annealing
             self._add("annealing", self._dataset(variables, "evidence.path").assign_coords(coords))
+
+    def add_sandwich(self, sandwich: SandwichLike) -> None:
+        sides = {name: ("simulated", np.asarray(getattr(sandwich, name), dtype=np.float64)) for name in SIDES}
+        facts = {name: getattr(sandwich, name) for name in SANDWICH_FACTS}
+        self._add("sandwich", xr.Dataset(sides, attrs=encode_attrs(facts, where="sandwich")))
 
     def add_gaps(self, ledger: LedgerLike) -> None:
         columns = {str(name): ("datapoint", column.to_numpy()) for name, column in ledger.table.items()}

@@ -114,6 +114,15 @@ def test_the_annealing_path_is_quantiles_over_datapoints():
     assert np.isnan(annealing["AIS"]["acceptance"]["median"][0])
 
 
+def test_both_sides_and_what_lies_between():
+    made, found = examples.sandwich(), read_document(examples.auto_tree())["sandwich"]
+    gap = made.upper - made.lower
+    assert (found["num_datapoints"], found["num_failed"]) == (79, 1)
+    assert found["summary"]["gap"]["mean"] == pytest.approx(np.nanmean(gap)) == found["mean_gap"]
+    assert found["summary"]["lower"]["mean"] == pytest.approx(made.lower[np.isfinite(gap)].mean())
+    np.testing.assert_array_equal(found["datapoints"]["gap"], gap)
+
+
 def test_temperatures_that_differ_between_datapoints_are_read_at_their_medians():
     rng = np.random.default_rng(0)
     betas = np.linspace(0, 1, 21)[:, None] ** rng.uniform(0.5, 3.0, 30)

@@ -87,6 +87,23 @@ def test_doubtful_evidence_is_said_with_its_remedy(tmp_path):
     assert "importance sampling (PSIS) 58 333 (333) 1%" in page.text
 
 
+def test_an_upper_side_is_called_a_bound_only_where_it_is_one(tmp_path):
+    pages = [
+        Page(am.report(to_datatree(sandwich=made), tmp_path / "report.html").read_text())
+        for made in (examples.sandwich(), examples.sandwich(exact=False))
+    ]
+    assert "the same run reversed bounds it from above" in pages[0].text
+    assert "1 more have no finite gap" in pages[0].text
+    assert "(estimate)" not in pages[0].text
+    assert "the upper side is an estimate and no bound" in pages[1].text
+    assert "bounds it from above" not in pages[1].text
+
+
+def test_a_bound_that_is_no_elbo_is_named(tmp_path):
+    page = Page(am.report(examples.auto_tree(40), tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "What was trained, and is drawn here: importance-weighted bound, 5 particles" in page.text
+
+
 def test_report_json_holds_every_row(digits):
     _, numbers = digits
     table = examples.ledger(30, failed=(3, 17)).table

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from amortize import models as models
     from amortize.inference.ais import AIS as AIS
     from amortize.inference.amcvae import AMCVAE as AMCVAE
-    from amortize.inference.auto import Auto as Auto
     from amortize.inference.annealed_objectives import DAIS as DAIS
     from amortize.inference.annealed_objectives import LMCVAE as LMCVAE
     from amortize.inference.annealed_objectives import MCD as MCD
+    from amortize.inference.auto import Auto as Auto
     from amortize.inference.bdmc import bdmc as bdmc
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
@@ -97,8 +97,8 @@ __all__ = [
     "MCD",
     "SMC",
     "ULA",
-    "Diffusion",
     "Auto",
+    "Diffusion",
     "Evidence",
     "Fitted",
     "ImportanceSampling",

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from amortize.errors import ArgumentError
 from amortize.inference.ais import AIS, annealing_path, num_gradients, run_ais
-from amortize.inference.annealing import Plan
+from amortize.inference.annealing import Plan, anneal, make_movers
 from amortize.inference.mala import MALA
 from amortize.inference.method import Estimate, Method, estimate_of
 from amortize.inference.pilot import FIRST_STEP, PILOT_CHAINS, run_pilot
 from amortize.inference.starts import Start
 from amortize.inference.ula import ULA
 from amortize.program.data import Data
-from amortize.random import stream_seed
+from amortize.random import generator, stream_seed
 
 __all__ = ["Langevin", "plan_langevin"]
 
@@ -131,10 +131,15 @@ def plan_langevin(start: Start, data: Data, settings: Langevin, *, seed: int) ->
     plan = run_pilot(start, data, replace(settings.annealing.budget, kernel=kernel), seed=seed)
     if not settings.searches or not plan.scales.shape[-1]:
         return plan, 0
+    folded = data.fold(PILOT_CHAINS)
+    movers = make_movers(
+        start, folded, ULA(), seed=stream_seed(seed, "factors"), backend=settings.annealing.budget.backend
+    )
     tried: list[Tensor] = []
     for factor in FACTORS:
-        shorter = plan._replace(step_sizes=factor * plan.step_sizes)
-        run = run_ais(start, data, settings._trial(), plan=shorter, seed=stream_seed(seed, "factor", len(tried)))
+        latents = start.draw(folded, seed, f"factor-{factor}")
+        noise = generator(seed, "factor-noise", len(tried), device=latents.u.device)
+        run = anneal(movers, latents, plan._replace(step_sizes=factor * plan.step_sizes), noise)
         tried.append(run.log_weights.double().mean(0))
         if len(tried) > 1 and not _better(tried[-1], tried[-2]):
             return plan._replace(step_sizes=FACTORS[len(tried) - 2] * plan.step_sizes), len(tried)

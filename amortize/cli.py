@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -35,6 +36,7 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNEXPECTED = 1
 TRACEBACK_VARIABLE = "AMORTIZE_TRACEBACK"
+WIDE = 130  # columns of a terminal on which sentences stand beside the other columns of a table
 
 app = typer.Typer(
     name="amortize",
@@ -226,7 +228,7 @@ def data(
     if name is None:
         if binarise is not None or out is not None:
             raise ArgumentError("data: name a data set, as in `amortize data mnist`; `amortize data` lists them")
-        _print_table(("data set", "train / valid / test", "shape", "read from", "licence", "what it is"), listed())
+        _print_wide_table(("data set", "train / valid / test", "shape", "read from", "licence", "what it is"), listed())
         return
     from amortize.data import load
 
@@ -241,6 +243,20 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _print_wide_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], num_words: int = 2) -> None:
+    """A table; on a narrow terminal its last columns, which are sentences, stand below each row."""
+    console = Console()
+    if console.width >= WIDE:
+        _print_table(columns, rows)
+        return
+    short = [columns[:-num_words], *(row[:-num_words] for row in rows)]
+    widths = [max(len(row[place]) for row in short) for place in range(len(short[0]))]
+    for row, words in zip(short, [(), *(row[-num_words:] for row in rows)], strict=True):
+        console.print(Text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
+        if words:
+            console.print(Padding(Text("; ".join(reversed(words)), style="dim"), (0, 0, 0, 4)))
 
 
 def _no_run(folder: Path, missing: str = "spec.toml") -> ArgumentError:

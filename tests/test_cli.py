@@ -334,6 +334,16 @@ def test_models_and_data_are_listed() -> None:
     assert "digits" in amortize_command("data").stdout
 
 
+def test_data_sets_can_be_read_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = amortize_command("data").stdout.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("mnist "))
+    assert re.match(r"mnist +60,000 / - / 10,000 +784 +\w", lines[start])
+    assert lines[start + 1].startswith("    70,000 handwritten digits, 28 x 28 grey values, in the published order; CC")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert re.search(r"mnist +60,000 / - / 10,000 +784 .*CC BY-SA", amortize_command("data").stdout)
+
+
 def test_version_and_help_need_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom amortize.cli import app\n"

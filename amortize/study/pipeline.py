@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 
 from amortize.data import data_hash
 from amortize.errors import AmortizeWarning
-from amortize.inference.ais import AIS
+from amortize.inference.bdmc import bdmc
 from amortize.inference.evidence import Evidence, evidence
 from amortize.inference.fitted import Fitted, load
-from amortize.inference.hmc import HMC
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import LocalPosterior, fit_local
 from amortize.inference.method import AnnealingPath, Method
 from amortize.inference.posterior import posterior
+from amortize.inference.sandwich import Sandwich
 from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
 from amortize.random import stream_seed
 from amortize.study.dynamic import redrawing
 from amortize.study.gaps import Ledger, guide_treatment, ledger_from
 from amortize.study.guide_family import guide_family
+from amortize.study.methods import method_of, objective_of
 from amortize.study.prepare import Prepared, observed
 from amortize.study.spec import Study
 from amortize.study.stages import Codec, Stages, arrays_codec, dataclass_codec
@@ -94,7 +95,7 @@ class Pipeline:
                 fitted = fit(
                     self.program,
                     self.prepared.train,
-                    objective=spec.objective,
+                    objective=objective_of(spec),
                     num_steps=spec.num_steps,
                     seed=self._seed("fit"),
                     device=self.study.device,
@@ -149,14 +150,33 @@ class Pipeline:
         if spec.method == "importance" and guide_treatment(self.program, self.data) is None:
             assert importance is not None  # prepare refuses importance sampling without a guide
             return importance
-        return self._measure("evidence", self._method(), spec.start)
+        return self._measure("evidence", method_of(self.study.evidence), spec.start)
 
-    def _method(self) -> Method:
-        """The method that the spec asks for."""
+    def sandwich(self) -> Sandwich | None:
+        """Both sides of log p(x) on data simulated from the model in the shape of those evaluated, if asked for."""
         spec = self.study.evidence
-        if spec.method == "importance":
-            return ImportanceSampling(spec.num_draws)
-        return AIS(spec.num_chains, spec.num_temperatures, HMC(spec.num_leapfrog), spec.schedule)
+        if not spec.sandwich:
+            return None
+        method = method_of(spec)
+
+        def compute() -> Sandwich:
+            sides = bdmc(
+                self.program,
+                self.data,
+                method=method,
+                start=spec.start,
+                seed=self._seed("sandwich"),
+                device=self.study.device,
+            )
+            if sides.interrupted:
+                raise KeyboardInterrupt
+            return sides
+
+        settings = {"method": type(method).__name__, **method.settings(), "start": spec.start}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "stopped after", AmortizeWarning)
+            codec = dataclass_codec(Sandwich, data=(None,))  # one simulation, which the seed gives again
+            return self.stages.run("sandwich", self._evaluating("sandwich", settings), codec, compute)
 
     def _measure(self, name: str, method: Method, start: str | None, discrete: str | None = None) -> Evidence:
         settings = {"method": type(method).__name__, **method.settings(), "start": start, "discrete": discrete}
@@ -182,7 +202,7 @@ class Pipeline:
 
     def ledger(self, measured: Evidence, importance: Evidence | None, local: Mapping[str, LocalPosterior]) -> Ledger:
         """The gaps, its rows named by the datapoints' places in the source."""
-        method = self._method()
+        method = method_of(self.study.evidence)
         settings = {
             "method": {"name": type(method).__name__, **method.settings()},
             "num_draws": self.study.evidence.num_draws,

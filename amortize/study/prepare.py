@@ -23,6 +23,7 @@ from amortize.program.discover import run_recorded
 from amortize.program.program import Program
 from amortize.program.simulate import to_front
 from amortize.random import pyro_rng, stream_seed
+from amortize.study.methods import method_of, objective_of
 from amortize.study.sources import read_source
 from amortize.study.spec import Study
 from amortize.study.split import Split, as_floats, load_split
@@ -60,6 +61,8 @@ def prepare(study: Study) -> Prepared:
         Whatever is wrong with the spec, the program, its file, the data or the device.
     """
     device = checked_device(study.device)
+    method_of(study.evidence)  # so that a setting it refuses is known before anything is loaded
+    objective_of(study.fit)
     program = None
     if is_program_file(study.program.target):
         program = load_program(study.program.target, settings=study.program.settings, seed=study.seed)
@@ -224,7 +227,9 @@ def _check_start(study: Study, program: Program) -> None:
     if program.guide is not None:
         return
     if study.evidence.method == "importance":
-        raise SpecError("evidence.method: 'importance' draws from a guide, but the program has none. Use 'ais'")
+        raise SpecError(
+            "evidence.method: 'importance' draws from a guide, but the program has none. Use 'ais' or 'auto'"
+        )
     if study.evidence.start == "guide":
         raise SpecError("evidence.start: 'guide', but the program has no guide. Use 'prior', or leave it out")
 

@@ -155,11 +155,13 @@ def _collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
     local: dict[str, LocalPosterior] = {family: pipeline.local(family) for family in pipeline.families}
     importance = pipeline.importance()
     measured = pipeline.evidence(importance)
+    sandwich = pipeline.sandwich()
     ledger = pipeline.ledger(measured, importance, local)
     groups = _grouped(pipeline.draws(local))
     tree = to_datatree(
         groups.pop("posterior"),
         evidence=measured,
+        sandwich=sandwich,
         ledger=ledger,
         history=None if fitted is None else fitted.history,
         groups=groups,
@@ -185,7 +187,11 @@ def _attrs(pipeline: Pipeline, fitted: Fitted | None) -> dict[str, Any]:
         "validation": 0 if prepared.validation is None else prepared.validation.num_datapoints,
         "evaluated": prepared.evaluated.num_datapoints,
     }
-    trained = {} if fitted is None else {"trained": {**fitted.settings, "stopped_early": fitted.stopped_early}}
+    trained = (
+        {}
+        if fitted is None
+        else {"trained": {**fitted.settings, "stopped_early": fitted.stopped_early, "bound": fitted.bound}}
+    )
     attrs: dict[str, Any] = {
         "title": study.report.title or study.name,
         "name": study.name,
@@ -201,6 +207,8 @@ def _attrs(pipeline: Pipeline, fitted: Fitted | None) -> dict[str, Any]:
         "seconds": {name: round(seconds, 3) for name, seconds in pipeline.stages.seconds.items()},
         "num_threads": torch.get_num_threads(),
     }
+    if fitted is not None and fitted.bound != "ELBO":
+        attrs["trained_bound"] = fitted.bound
     if pipeline.num_untrained:
         attrs["num_untrained"] = pipeline.num_untrained
     if split.labels is not None:

@@ -13,30 +13,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from amortize.errors import SpecError
+from amortize.study.evidence_spec import EvidenceSpec
+from amortize.study.fit_spec import FitSpec
+from amortize.study.tables import Count, Table, tuple_of
 from amortize.study.targets import absolute_target, is_path
 from amortize.study.toml import describe_validation, to_toml
 
 __all__ = ["DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study"]
 
 Family = Literal["mean-field", "full-covariance"]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _tuple_of(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-class _Table(BaseModel):
-    """A table of the study: no unknown keys, no silent conversions, not changed once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ProgramSpec(_Table):
+class ProgramSpec(Table):
     """The Pyro model and guide under study."""
 
     target: str = Field(
@@ -54,7 +45,7 @@ class ProgramSpec(_Table):
         return settings
 
 
-class DataSpec(_Table):
+class DataSpec(Table):
     """The datapoints: some train the program, held-out ones are evaluated."""
 
     source: str = Field(
@@ -74,7 +65,7 @@ class DataSpec(_Table):
         description='arguments of the program and the arrays of a data set that they are given, as xs = "x", ys = "y"'
         " (none: x is the one argument)",
     )
-    integer_arrays: Annotated[tuple[str, ...] | None, BeforeValidator(_tuple_of)] = Field(
+    integer_arrays: Annotated[tuple[str, ...] | None, BeforeValidator(tuple_of)] = Field(
         default=None,
         description="arrays of an .npz that stay integers; other integers become floats (not set: of several arrays,"
         " those with one dimension, such as labels)",
@@ -87,39 +78,10 @@ class DataSpec(_Table):
     num_evaluated: Count = Field(default=200, description="at most this many held-out datapoints are evaluated")
 
 
-class FitSpec(_Table):
-    """Training of the guide, and of the model's parameters if it has any."""
-
-    objective: Literal["auto", "elbo", "graph-elbo", "mean-field-elbo", "enum-elbo"] = Field(
-        default="auto",
-        description="Pyro's ELBO to maximise (auto: enum-elbo where the guide leaves discrete latents out)",
-    )
-    num_steps: Count = Field(default=5000, description="optimiser steps, at most")
-    learning_rate: Positive = Field(default=1e-3, description="Adam's learning rate at the start")
-    batch_size: Count | None = Field(
-        default=128, description="datapoints a step (a smaller training part is used whole)"
-    )
-    schedule: Literal["constant", "cosine", "exponential"] = Field(
-        default="constant", description="how the learning rate falls"
-    )
-    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
-    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="share of the training part kept back for a validation ELBO; 0 for none"
-    )
-    validate_every: Count = Field(default=100, description="steps between two looks at the validation ELBO")
-    patience: Count | None = Field(default=None, description="stop early after this many looks without a gain")
-
-    @model_validator(mode="after")
-    def _patience_looks_at_something(self) -> Self:
-        if self.patience is not None and self.validation == 0:
-            raise ValueError("patience needs a validation share above 0")
-        return self
-
-
-class LocalSpec(_Table):
+class LocalSpec(Table):
     """Posteriors fitted to each evaluated datapoint by itself."""
 
-    families: Annotated[tuple[Family, ...], BeforeValidator(_tuple_of), Field(min_length=1)] = Field(
+    families: Annotated[tuple[Family, ...], BeforeValidator(tuple_of), Field(min_length=1)] = Field(
         default=("mean-field", "full-covariance"),
         description="Gaussian families in unconstrained coordinates",
     )
@@ -136,37 +98,17 @@ class LocalSpec(_Table):
         return families
 
 
-class EvidenceSpec(_Table):
-    """How log p(x) of each evaluated datapoint is measured."""
-
-    method: Literal["ais", "importance"] = Field(
-        default="ais", description="annealed, or plain importance sampling from the guide"
-    )
-    num_chains: Count = Field(default=16, description="AIS chains a datapoint")
-    num_temperatures: Annotated[int, Field(ge=2)] = Field(default=100, description="AIS temperatures")
-    num_leapfrog: Count = Field(default=10, description="leapfrog steps of the HMC move at each temperature")
-    schedule: Literal["pilot", "linear"] = Field(
-        default="pilot", description="temperatures from a pilot run, or equally spaced"
-    )
-    start: Literal["guide", "prior"] | None = Field(
-        default=None, description="where AIS starts (not set: the guide if there is one)"
-    )
-    num_draws: Annotated[int, Field(ge=2)] = Field(
-        default=1000, description="draws of the guide a datapoint: its ELBO, k-hat and effective sample size"
-    )
-
-
-class ReportSpec(_Table):
+class ReportSpec(Table):
     """The page."""
 
     title: str | None = Field(default=None, description="the page's title (not set: the study's name)")
     num_draws: Count = Field(default=200, description="draws a datapoint kept in the tree, from the guide's posterior")
-    image_shape: Annotated[tuple[Count, Count] | None, BeforeValidator(_tuple_of)] = Field(
+    image_shape: Annotated[tuple[Count, Count] | None, BeforeValidator(tuple_of)] = Field(
         default=None, description="height and width of observed images (not set: what a data set of amortize.data says)"
     )
 
 
-class Study(_Table):
+class Study(Table):
     """Everything that decides a study's numbers.
 
     Nested tables may be given as dictionaries.

@@ -103,6 +103,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"program\.settings: a = {'b': 1}",
     ),
     "patience": ({"fit": {"patience": 3, "validation": 0.0}}, r"fit: patience needs a validation share above 0"),
+    "of another method": (
+        {"evidence": {"method": "smc", "num_chains": 8}},
+        r"evidence: num_chains is for method 'ais' or 'langevin' or 'auto', and method is 'smc': leave it out",
+    ),
+    "of auto": ({"evidence": {"target_se": 0.1}}, r"evidence: target_se is for method 'auto', and method is 'ais'"),
+    "of another kernel": (
+        {"evidence": {"kernel": "mala", "num_leapfrog": 5}},
+        r"evidence: num_leapfrog is for kernel 'hmc', and kernel is 'mala'",
+    ),
+    "sides of smc": (
+        {"evidence": {"method": "smc", "sandwich": True}},
+        r"evidence: sandwich needs a method whose run can be reversed \(ais, langevin, importance\)",
+    ),
+    "of another objective": (
+        {"fit": {"num_particles": 5}},
+        r"fit: num_particles is for objective 'iwae' or 'wake-sleep', and objective is 'auto'",
+    ),
     "seed": ({"seed": -1}, r"seed: expected a number >= 0, got -1"),
     "device": ({"device": "gpu"}, r"device: expected cpu, cuda or cuda:1, got 'gpu'"),
     "name": ({"name": "../elsewhere"}, r"name: expected a name .*, got '\.\./elsewhere'"),
@@ -131,8 +148,8 @@ def test_toml_errors_name_the_file(tmp_path: Path) -> None:
     path.write_text("name = \n")
     with pytest.raises(SpecError, match=r"study\.toml is not valid TOML: .*line 1"):
         Study.from_toml(path)
-    path.write_text(minimal().to_toml().replace("num_chains", "num_chain"))
-    with pytest.raises(SpecError, match=r"study\.toml: unknown key evidence\.num_chain\. Did you mean"):
+    path.write_text(minimal().to_toml().replace("learning_rate", "learning_rat"))
+    with pytest.raises(SpecError, match=r"study\.toml: unknown key fit\.learning_rat\. Did you mean"):
         Study.from_toml(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError, match="not UTF-8"):

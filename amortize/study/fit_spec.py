@@ -1,0 +1,75 @@
+"""The table ``[fit]`` of a study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from amortize.study.tables import Count, Positive, Table, refuse_unused
+
+__all__ = ["TAKES", "FitSpec"]
+
+Objective = Literal[
+    "auto",
+    "elbo",
+    "graph-elbo",
+    "mean-field-elbo",
+    "enum-elbo",
+    "iwae",
+    "wake-sleep",
+    "l-mcvae",
+    "a-mcvae",
+    "dais",
+    "mcd",
+]
+TAKES = {
+    "iwae": ("num_particles",),
+    "wake-sleep": ("num_particles",),
+    "l-mcvae": ("num_annealing_steps",),
+    "a-mcvae": ("num_annealing_steps",),
+    "dais": ("num_annealing_steps",),
+    "mcd": ("num_annealing_steps",),
+}
+"""Settings by the objective that takes them."""
+
+
+class FitSpec(Table):
+    """Training of the guide, and of the model's parameters if it has any."""
+
+    objective: Objective = Field(
+        default="auto",
+        description="Pyro's ELBO to maximise (auto: enum-elbo where the guide leaves discrete latents out), or a"
+        " tighter bound on each datapoint's log p(x)",
+    )
+    num_particles: Count | None = Field(
+        default=None, description="draws a datapoint of iwae and wake-sleep (not set: 5)"
+    )
+    num_annealing_steps: Count | None = Field(
+        default=None, description="annealing steps of l-mcvae, a-mcvae, dais and mcd (not set: 5)"
+    )
+    num_steps: Count = Field(default=5000, description="optimiser steps, at most")
+    learning_rate: Positive = Field(default=1e-3, description="Adam's learning rate at the start")
+    batch_size: Count | None = Field(
+        default=128, description="datapoints a step (a smaller training part is used whole)"
+    )
+    schedule: Literal["constant", "cosine", "exponential"] = Field(
+        default="constant", description="how the learning rate falls"
+    )
+    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the training part kept back for a validation ELBO; 0 for none"
+    )
+    validate_every: Count = Field(default=100, description="steps between two looks at the validation ELBO")
+    patience: Count | None = Field(default=None, description="stop early after this many looks without a gain")
+
+    @model_validator(mode="after")
+    def _patience_looks_at_something(self) -> Self:
+        if self.patience is not None and self.validation == 0:
+            raise ValueError("patience needs a validation share above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        refuse_unused(self, "objective", TAKES)
+        return self

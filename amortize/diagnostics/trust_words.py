@@ -25,7 +25,7 @@ _WORDS = {
     "collapsed": """one of {num_draws} draws carries more than half of the weight, so log p(x) is probably too low, by
         an unknown amount; {more}""",
     "short": """the weights vary too much for {num_draws} of them to settle (log weights spread by {spread:.1f} nats),
-        so log p(x) is probably too low by more than its standard error; {more}""",
+        so that neither log p(x) nor its standard error has; {more}""",
     "few": "{num_draws} draws are too few to tell a good run from a bad one; take 5 or more ({option})",
     "stalled": """fewer than one move in ten is accepted at some temperatures{where}, which is exact but a waste;
         smaller steps there would anneal better (pilot=True finds them for each temperature)""",
@@ -73,7 +73,7 @@ def _more(facts: Mapping[str, Any]) -> str:
         return f"anneal more slowly (more temperatures; am.Auto: larger max_gradients), or {nearer}"
     square = facts["spread"] ** 2 if math.isfinite(facts["spread"]) else 0.0
     factor = max(square, _LEAST_FACTOR)  # to a spread of one nat
-    return f"anneal more slowly (num_temperatures of about {_rounded(factor * facts['num_steps'])}), or {nearer}"
+    return f"anneal more slowly (about {_rounded(factor * facts['num_steps'])} temperatures), or {nearer}"
 
 
 def _rounded(value: float) -> str:

@@ -39,7 +39,7 @@ from amortize.program.program import Program
 from amortize.program.simulated import exact_latents, shares_observations
 from amortize.random import check_seed, stream_seed
 
-__all__ = ["bdmc"]
+__all__ = ["bdmc", "refitted"]
 
 EXACT = "the latents that made the data"
 
@@ -149,6 +149,12 @@ def bdmc(  # noqa: PLR0913 (the public face)
     )
 
 
+def refitted(program: Program, data: Data, local: LocalPosterior, seed: int) -> LocalPosterior:
+    """Local posteriors of other data, fitted with the same settings."""
+    kept = {name: local.settings[name] for name in ("init", "num_draws", "num_steps") if name in local.settings}
+    return fit_local(program, data, family=local.family, seed=stream_seed(seed, "local"), **kept)
+
+
 def _check_draws(posterior_draws: object, num_simulations: int) -> None:
     if posterior_draws is None:
         return
@@ -192,9 +198,7 @@ def _given(
 def _start_on(program: Program, data: Data, start: str | LocalPosterior | None, seed: int) -> Start:
     """The same kind of start on simulated data."""
     if isinstance(start, LocalPosterior):
-        kept = {name: start.settings[name] for name in ("init", "num_draws", "num_steps") if name in start.settings}
-        fitted = fit_local(program, data, family=start.family, seed=stream_seed(seed, "local"), **kept)
-        return make_start(program, data, fitted)
+        return make_start(program, data, refitted(program, data, start, seed))
     if program.bound is not None and start != "prior":
         raise GuideDataError(
             "this AutoGuide belongs to the data that it was made on and knows nothing of simulated ones. Start from "

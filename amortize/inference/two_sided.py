@@ -34,7 +34,7 @@ from amortize.program.data import Data
 from amortize.program.density import Latents
 from amortize.random import generator
 
-__all__ = ["BothSides", "both_sides", "exact_sides", "join_sides", "require_reverse"]
+__all__ = ["BothSides", "both_sides", "exact_sides", "has_reverse", "join_sides", "require_reverse"]
 
 
 class BothSides(NamedTuple):
@@ -110,6 +110,11 @@ def join_sides(parts: list[BothSides], num: int) -> BothSides:
     return BothSides(*(np.pad(table, pad, constant_values=np.nan) for table, pad in zip(tables, width, strict=True)))
 
 
+def has_reverse(method: object) -> bool:
+    """Whether a method can be run from both ends."""
+    return both_sides.dispatch(type(method)) is not both_sides.dispatch(object)
+
+
 def require_reverse(method: object) -> None:
     """See that a method can be run from both ends.
 
@@ -118,7 +123,7 @@ def require_reverse(method: object) -> None:
     ArgumentError
         Otherwise.
     """
-    if both_sides.dispatch(type(method)) is both_sides.dispatch(object):
+    if not has_reverse(method):
         raise ArgumentError(_no_reverse(method))
 
 

@@ -40,6 +40,7 @@ def evidence_variables(methods: Evidences) -> Variables:
     }
     rows["trusted"] = (dims, np.stack([np.asarray(one.trusted, dtype=bool) for one in methods.values()]))
     rows["used"] = (dims, np.stack([np.asarray(one.used).astype(str) for one in methods.values()]))
+    rows["num_draws"] = (dims, np.stack([np.sum(~np.isnan(one.log_weights), axis=0) for one in methods.values()]))
     rows["num_weights"] = (("method",), np.array([np.shape(one.log_weights)[0] for one in methods.values()]))
     return rows
 

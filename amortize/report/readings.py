@@ -38,6 +38,7 @@ def read_evidence(evidence: xr.Dataset) -> dict[str, dict[str, Any]]:
             "num_nonfinite": int(np.nansum(columns["num_nonfinite"])),
             "num_untrusted": flags.get("trusted", []).count(False),
             "used": _used(columns),
+            **_missed(runs.get(name, {}), columns["se"]),
             "datapoints": names | {field: row.tolist() for field, row in numbers.items()} | flags,
         }
     return methods
@@ -90,6 +91,12 @@ def _used(columns: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: row["num_gradients"].get("median", 0.0))
+
+
+def _missed(run: dict[str, Any], se: NDArray[np.float64]) -> dict[str, Any]:
+    """How many datapoints missed the standard error that the method worked for, if there was one."""
+    target = run.get("settings", {}).get("target_se")
+    return {} if target is None else {"target_se": target, "num_missed": int((~(se <= target)).sum())}
 
 
 def read_annealing(annealing: xr.Dataset) -> dict[str, dict[str, Any]]:

@@ -108,5 +108,7 @@ def evidence_figure(methods: Mapping[str, Mapping[str, Any]]) -> go.Figure:
 
 
 def _values(run: Mapping[str, Any], field: str) -> NDArray[np.float64]:
-    values = finite(run["datapoints"].get(field, []))
-    return values / run["num_weights"] if field == "ess" else values
+    if field != "ess":
+        return finite(run["datapoints"].get(field, []))
+    ess = np.asarray(run["datapoints"].get("ess", []), dtype=np.float64)
+    return finite(ess / np.asarray(run["datapoints"].get("num_draws", run["num_weights"])))

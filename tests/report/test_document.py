@@ -98,6 +98,7 @@ def test_what_was_used_for_each_datapoint_and_at_what_cost():
     assert rows["SMC"]["share"] == pytest.approx(spent[chosen].sum() / spent.sum())
     assert rows["SMC"]["num_gradients"]["max"] == spent[chosen].max()
     assert auto["num_untrusted"] == auto["datapoints"]["trusted"].count(False) > 0
+    assert (auto["target_se"], auto["num_missed"]) == (0.05, 0)
     assert auto["warnings"] == list(examples.auto_evidence().warnings)
 
 

@@ -80,6 +80,14 @@ def test_the_path_is_drawn_as_a_line_in_a_band(document):
     assert (np.asarray(band.y)[: len(line.y)] >= line.y).all()
 
 
+def test_the_effective_share_is_of_each_datapoints_own_draws():
+    made = examples.ledger(6).evidence
+    made.log_weights[8:, :3] = np.nan  # eight chains in place of sixteen
+    drawn = figures(read_document(to_datatree(evidence=made)))["evidence"].data
+    share = next(trace.x for trace in drawn if trace.xaxis == "x2")
+    np.testing.assert_allclose(np.sort(share), np.sort(made.ess / np.where(np.arange(6) < 3, 8, 16)))
+
+
 def test_costs_are_drawn_for_methods_that_chose():
     drawn = figures(read_document(examples.auto_tree()))
     assert [name for name in drawn if name.startswith("cost")] == ["cost-0"]

@@ -24,7 +24,8 @@ import amortize as am
 from amortize.errors import AmortizeWarning
 
 NUM_DRAWS = 10_000
-ITERATIONS = {"ula": 1000, "uha": 1000, "dais": 1000, "mcd": 2000, "ldvi": 2000}
+ITERATIONS = {"ula": 300, "uha": 300, "dais": 300, "mcd": 600, "ldvi": 600}
+LEARNING_RATE = 0.02
 PUBLISHED = {
     ("ionosphere", "ula"): {8: -116.40, 32: -114.48, 64: -113.75},
     ("ionosphere", "mcd"): {8: -114.95, 32: -113.23, 64: -112.70},
@@ -51,7 +52,12 @@ def train(name: str, kind: str, num_steps: int, base: str, seed: int) -> Row:
     problem = problems()[name]()
     program = am.Program(problem.model, whole=True)
     settings = am.Diffusion(
-        kind=kind, num_steps=num_steps, base=base, num_iterations=ITERATIONS[kind], num_draws=NUM_DRAWS
+        kind=kind,
+        num_steps=num_steps,
+        num_draws=NUM_DRAWS,
+        base=base,
+        num_iterations=ITERATIONS[kind],
+        learning_rate=LEARNING_RATE,
     )
     begin = time.perf_counter()
     fitted = settings.fit(program, problem.data, start="prior", seed=seed)

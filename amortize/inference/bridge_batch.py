@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from amortize.inference.bridge_model import BridgeModel, Launch
-from amortize.inference.chart import Chart, gaussian_evaluate, moments_of
+from amortize.inference.chart import MOMENT_DRAWS, Chart, gaussian_evaluate, moments_of
 from amortize.inference.method import MAX_ROWS
 from amortize.inference.second_order import SecondOrderTerms
 from amortize.inference.starts import GaussianStart, Start
 from amortize.program.data import Data
 from amortize.program.leaves import take_rows
-from amortize.random import generator
+from amortize.random import generator, stream_seed
 
 __all__ = ["Batch", "charts_of", "refillable"]
 
@@ -24,11 +24,11 @@ def charts_of(start: Start, data: Data, seed: int) -> Chart:
     """Coordinates for each of the N datapoints: those of a Gaussian start itself, or the moments of draws."""
     if isinstance(start, GaussianStart):
         return Chart(start.loc, start.scale_tril)
-    size = max(1, MAX_ROWS // (64 * start.log_joint.num_tiles))
+    size = max(1, MAX_ROWS // (MOMENT_DRAWS * start.log_joint.num_tiles))
     parts = []
     for first in range(0, data.num_datapoints, size):
         rows = slice(first, first + size)
-        parts.append(moments_of(start.rows(rows), data.rows(rows), seed))
+        parts.append(moments_of(start.rows(rows), data.rows(rows), stream_seed(seed, first)))
     return Chart(*(torch.cat(tables) for tables in zip(*parts, strict=True)))
 
 

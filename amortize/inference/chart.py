@@ -23,7 +23,7 @@ from amortize.inference.starts import Start
 from amortize.inference.whitening import pull, push
 from amortize.program.data import Data
 
-__all__ = ["Chart", "gaussian_evaluate", "moments_of"]
+__all__ = ["MOMENT_DRAWS", "Chart", "gaussian_evaluate", "moments_of"]
 
 MOMENT_DRAWS = 64
 

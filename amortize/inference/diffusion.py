@@ -116,6 +116,11 @@ class Diffusion(Method):
         object.__setattr__(self, "hidden", tuple(check_count("Diffusion hidden", size) for size in self.hidden))
         check_backend(self.backend)
 
+    @property
+    def num_evaluations(self) -> int:
+        """Gradients of one path: at its start and after, or within, each step."""
+        return self.num_steps + (2 if self.kind == "dais" else 1)
+
     def fit(
         self,
         program: Program,
@@ -176,7 +181,7 @@ class Diffusion(Method):
             parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))
         whole = concatenate(parts)
         share = min(self.batch_size, data.num_datapoints) / data.num_datapoints
-        cost = TRAINING_COST * self.num_iterations * self.train_draws * (self.num_steps + 1) * share
+        cost = TRAINING_COST * self.num_iterations * self.train_draws * self.num_evaluations * share
         return replace(whole, name=f"{whole.name}, trained on these data", num_gradients=whole.num_gradients + cost)
 
 
@@ -213,7 +218,7 @@ class TrainedDiffusion(Method):
 
     def chunk_size(self, start: Start) -> int:
         """As many datapoints as memory allows."""
-        rows = most_rows(self.diffusion.num_steps) // self.diffusion.num_draws
+        rows = most_rows(self.diffusion.num_evaluations) // self.diffusion.num_draws
         return max(1, rows // start.log_joint.num_tiles)
 
     @torch.no_grad()
@@ -226,25 +231,25 @@ class TrainedDiffusion(Method):
             If the start is of another kind than in training, or a trained base belongs to other datapoints.
         """
         self._check(start, data)
-        settings = self.diffusion
+        settings, model = self.diffusion, self.model.to(start.log_joint.like)
         batch = Batch(
             start,
             data,
             self._charts(start, data, seed),
             index=torch.arange(data.num_datapoints, device=data.index.device),
             num_draws=settings.num_draws,
-            trained_base=self.model.base is not None,
+            trained_base=model.base is not None,
             backend=settings.backend,
-            num_calls=settings.num_steps + 1,
+            num_calls=settings.num_evaluations,
         )
         noise = generator(seed, "chains", "noise", device=data.index.device)
-        log_weights = self.model(batch.launch(self.model, seed, "chains"), noise).log_weights
+        log_weights = model(batch.launch(model, seed, "chains"), noise).log_weights
         weights = log_weights.reshape(settings.num_draws, -1).double().cpu().numpy()
-        base = "" if self.model.base is None else f", {settings.base} base"
+        base = "" if model.base is None else f", {settings.base} base"
         estimate = estimate_of(
             weights,
             name=f"{NAMES[settings.kind]}, {settings.num_steps} steps{base}",
-            num_gradients=settings.num_draws * (settings.num_steps + 1),
+            num_gradients=settings.num_draws * settings.num_evaluations,
         )
         return replace(estimate, lower=weights.mean(0))
 

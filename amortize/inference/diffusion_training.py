@@ -26,6 +26,7 @@ from amortize.inference.bridge_batch import Batch, charts_of, refillable
 from amortize.inference.bridge_model import BridgeModel, GaussianBase
 from amortize.inference.chart import Chart
 from amortize.inference.local_optimiser import Problem
+from amortize.inference.method import MAX_ROWS
 from amortize.inference.score_network import Features
 from amortize.inference.starts import GaussianStart, Start
 from amortize.program.data import Data
@@ -116,10 +117,9 @@ def _is_diagonal(matrix: Tensor) -> bool:
 
 def _usable(start: Start, data: Data, seed: int) -> Tensor:
     """Positions of the datapoints whose density is finite at a draw from the start."""
-    with torch.no_grad():
-        latents = start.draw(data, seed, "usable")
-        base, ratio = start.terms(data, latents.u)
-    finite = torch.isfinite(base) & torch.isfinite(ratio)
+    size = max(1, MAX_ROWS // start.log_joint.num_tiles)
+    chunks = [slice(first, first + size) for first in range(0, data.num_datapoints, size)]
+    finite = torch.cat([_finite(start.rows(rows), data.rows(rows), seed) for rows in chunks])
     if not bool(finite.any()):
         raise TrainingError("no datapoint has a finite density at a draw from the start; try program.check(x)")
     if not bool(finite.all()):
@@ -130,6 +130,12 @@ def _usable(start: Start, data: Data, seed: int) -> Tensor:
             stacklevel=4,
         )
     return torch.nonzero(finite).flatten()
+
+
+@torch.no_grad()
+def _finite(start: Start, data: Data, seed: int) -> Tensor:
+    base, ratio = start.terms(data, start.draw(data, seed, "usable").u)
+    return torch.isfinite(base) & torch.isfinite(ratio)
 
 
 class _Run:

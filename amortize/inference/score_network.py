@@ -54,8 +54,8 @@ class Features:
         """Features (N, F) of datapoints."""
         flat = _flat(data)
         gaps = flat.isnan()
-        values = torch.where(gaps, 0.0, (flat - self.loc) / self.scale)
-        return torch.cat([values, gaps[:, self.missing].to(values)], -1)
+        values = torch.where(gaps, 0.0, (flat - self.loc.to(flat)) / self.scale.to(flat))
+        return torch.cat([values, gaps[:, self.missing.to(gaps.device)].to(values)], -1)
 
 
 def _flat(data: Data) -> Tensor:

@@ -49,6 +49,9 @@ MOVES: dict[Any, tuple[int, ...]] = {
 WRITES: dict[Any, tuple[int, ...]] = {aten.copy_: (0, 1), aten.index_put_: (0, 2), aten.masked_fill_: (0, 2)}
 """The same for those that write to their first argument."""
 
+ADDING = frozenset({aten.index_put, aten.index_put_})
+"""Those that may add to what is there: their fourth argument."""
+
 
 class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows tags while it is active.
@@ -84,13 +87,14 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation, then move the tags."""
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
-        if packet in WRITES:
+        adds = packet in ADDING and len(args) > 3 and args[3]
+        if packet in WRITES and not adds:
             self._write(func, WRITES[packet], args, kwargs or {})
         elif packet in KEEPS:
             known = self._known(args[0])
             if known is not None and known.shape == out.shape:
                 self._shadow(out).copy_(known)
-        elif packet in MOVES:
+        elif packet in MOVES and not adds:
             self._move(func, MOVES[packet], args, kwargs or {}, out)
         elif func._schema.is_mutable:
             self._spoil(func, args)

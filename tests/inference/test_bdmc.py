@@ -23,6 +23,7 @@ SIMULATIONS = 24
 PLAIN = am.AIS(
     num_chains=8, num_temperatures=8, kernel=am.HMC(num_leapfrog=4), pilot=False, step_size=0.3, backend="eager"
 )
+LONGER = am.AIS(num_chains=32, num_temperatures=30, kernel=am.HMC(num_leapfrog=4))
 METHODS = {
     "AIS, 3 temperatures": am.AIS(num_chains=8, num_temperatures=3, kernel=am.HMC(num_leapfrog=4)),
     "AIS, 10 temperatures": am.AIS(num_chains=8, num_temperatures=10, kernel=am.HMC(num_leapfrog=4)),
@@ -53,7 +54,7 @@ def check_sides(sandwich: am.Sandwich, exact: np.ndarray, *, num_checks: int) ->
 def test_both_sides_of_known_answers(name):
     problem = PROBLEMS[name]()
     sandwich = am.bdmc(problem.program(), problem.data, method=PLAIN, num_simulations=SIMULATIONS, seed=1)
-    exact = np.concatenate([exact_evidence(problem, x) for x in sandwich.data])
+    exact = exact_evidence(problem, torch.cat(sandwich.data))
     check_sides(sandwich, exact, num_checks=4 * len(CONJUGATE))
     assert sandwich.exact and np.isfinite(sandwich.gap).all()
 
@@ -227,18 +228,17 @@ def test_a_guide_that_reads_a_copy_is_found_out():
 def test_approximate_draws_give_an_estimate_that_says_so():
     problem = PROBLEMS["normal-normal"]()
     draws = am.posterior(problem.program(guide=True), problem.data, num_draws=200)
-    sandwich = am.bdmc(problem.program(), problem.data, method=PLAIN, posterior_draws=draws)
+    sandwich = am.bdmc(problem.program(), problem.data, method=LONGER, posterior_draws=draws)
     assert not sandwich.exact and sandwich.draws == "the draws given"
     assert "an estimate and no bound" in str(sandwich) and "simulated" not in str(sandwich)
     assert torch.equal(sandwich.data[0], problem.data)
-    np.testing.assert_allclose(sandwich.lower, problem.log_evidence, atol=0.6)
-    np.testing.assert_allclose(sandwich.upper, problem.log_evidence, atol=0.6)
+    np.testing.assert_allclose(sandwich.lower, problem.log_evidence, atol=0.3)
+    np.testing.assert_allclose(sandwich.upper, problem.log_evidence, atol=0.3)
 
 
 def test_draws_by_a_long_run():
     problem = PROBLEMS["gamma-poisson"]()
-    method = am.AIS(num_chains=32, num_temperatures=30, kernel=am.HMC(num_leapfrog=4))
-    sandwich = am.bdmc(problem.program(), problem.data, method=method, posterior_draws=method)
+    sandwich = am.bdmc(problem.program(), problem.data, method=LONGER, posterior_draws=LONGER)
     assert sandwich.draws == "the end of an AIS run of 30 temperatures" and not sandwich.exact
     np.testing.assert_allclose(sandwich.upper, problem.log_evidence, atol=0.3)
 

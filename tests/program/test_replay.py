@@ -477,6 +477,7 @@ def test_tags_follow_what_moves_and_not_what_is_computed():
         moved["a view written to"][:, 1:] = x
         computed, spoiled = x * 1, x.clone()
         spoiled += 1
+        added = x.clone().index_put_((torch.tensor([0]),), torch.ones(3), accumulate=True)
     tags = {name: provenance.tags(value).tolist() for name, value in moved.items()}
     assert tags == {
         "a view written to": [[-1, 0, 1, 2], [-1, 3, 4, 5]],
@@ -486,3 +487,4 @@ def test_tags_follow_what_moves_and_not_what_is_computed():
         "filled": [[0, 1, 2], [3, 4, -1]],
     }
     assert bool((provenance.tags(computed) == -1).all()) and bool((provenance.tags(spoiled) == -1).all())
+    assert bool((provenance.tags(added) == -1).all())

@@ -66,7 +66,7 @@ class Estimate:
     used
         (N,) name of what was used for each datapoint.
     path
-        How annealing went, None for a method that doesn't anneal or whose datapoints differ in temperatures.
+        How annealing went, None for a method that doesn't anneal.
     """
 
     log_evidence: np.ndarray
@@ -144,7 +144,7 @@ def estimate_of(
 
 
 def concatenate(parts: Sequence[Estimate]) -> Estimate:
-    """The estimates of chunks as one; a path is kept if all have one of the same length."""
+    """The estimates of chunks as one; a path is kept if all have one."""
     first = parts[0]
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts], -1)
@@ -173,9 +173,14 @@ def _padded(tables: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _joined_path(paths: Sequence[AnnealingPath | None]) -> AnnealingPath | None:
+    """Datapoints with fewer temperatures than others wait at 1, where nothing is known of them any more."""
     known = [path for path in paths if path is not None]
-    if len(known) < len(paths) or len({len(path.betas) for path in known}) != 1:
+    if len(known) < len(paths):
         return None
-    return AnnealingPath(
-        *(np.concatenate([getattr(path, name) for path in known], 1) for name in ("betas", "acceptance", "spread"))
-    )
+    most = max(len(path.betas) for path in known)
+    fills = {"betas": 1.0, "acceptance": np.nan, "spread": np.nan}
+    tables = {
+        name: [np.pad(getattr(p, name), ((0, most - len(p.betas)), (0, 0)), constant_values=fill) for p in known]
+        for name, fill in fills.items()
+    }
+    return AnnealingPath(**{name: np.concatenate(parts, 1) for name, parts in tables.items()})

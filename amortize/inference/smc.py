@@ -41,6 +41,7 @@ from amortize.inference.particles import Particles, begin, move, resample, rewei
 from amortize.inference.resampling import family_weights
 from amortize.inference.smc_pilot import DENSE_DIM, MOVES, Aims, plan_by_particles
 from amortize.inference.starts import Start, scale_of
+from amortize.inference.weighted_spread import MEASURES
 from amortize.program.compile import check_backend
 from amortize.program.data import Data
 from amortize.program.density import Latents
@@ -73,6 +74,9 @@ class SMC(Method):
         Resample a datapoint when its effective sample size falls below this share of its particles; 0 never does.
     pilot_particles
         Particles of the pilot run.
+    whitening
+        What of the pilot's particles sets the kernel's scales: "moments", or "quartiles" where tails are so heavy that
+        moments say nothing of the bulk.
     max_temperatures
         Most temperatures the pilot may choose; a datapoint that needs more leaps to the posterior, with a warning.
     backend
@@ -94,6 +98,7 @@ class SMC(Method):
     conditional_ess: float = 0.9
     ess_threshold: float = 0.5
     pilot_particles: int = 128
+    whitening: str = "moments"
     max_temperatures: int = 500
     backend: str = "auto"
 
@@ -106,12 +111,14 @@ class SMC(Method):
             raise ArgumentError(f"SMC conditional_ess: expected a number in (0, 1), got {self.conditional_ess!r}")
         if not 0 <= self.ess_threshold <= 1:
             raise ArgumentError(f"SMC ess_threshold: expected a number in [0, 1], got {self.ess_threshold!r}")
+        if self.whitening not in MEASURES:
+            raise ArgumentError(f"SMC whitening: expected one of {MEASURES}, got {self.whitening!r}")
         check_backend(self.backend)
 
     @property
     def aims(self) -> Aims:
         """What the pilot is to plan for."""
-        return Aims(self.conditional_ess, self.ess_threshold, self.num_moves, self.max_temperatures)
+        return Aims(self.conditional_ess, self.ess_threshold, self.num_moves, self.max_temperatures, self.whitening)
 
     def chunk_size(self, start: Start) -> int:
         """As many datapoints as memory allows, fewer where the run is long."""
@@ -129,8 +136,7 @@ class SMC(Method):
         for turn, index in enumerate(groups):
             of_all = len(groups) == 1
             some, rows = (start, data) if of_all else (start.rows(index), data.rows(index))
-            part = _estimated(some, rows, self, _cut(plan, index), seed=stream_seed(seed, "group", turn))
-            parts.append(replace(part, path=_padded(part.path, len(plan.betas))))
+            parts.append(_estimated(some, rows, self, _cut(plan, index), seed=stream_seed(seed, "group", turn)))
         return _in_order(concatenate(parts), torch.cat(groups).argsort().cpu().numpy())
 
 
@@ -228,18 +234,6 @@ def _num_gradients(start: Start, settings: SMC, steps: int) -> float:
     first = settings.num_particles + settings.pilot_particles
     each = (settings.kernel.num_gradients if structure.dim else 0) + values * VALUE_COST + bool(values)
     return float(first + moves * each)
-
-
-def _padded(path: AnnealingPath | None, length: int) -> AnnealingPath:
-    """The path with ``length`` temperatures: a datapoint waits at 1, where nothing is known of it any more."""
-    assert path is not None
-    missing = length - len(path.betas)
-    below = ((0, missing), (0, 0))
-    return AnnealingPath(
-        np.pad(path.betas, below, constant_values=1.0),
-        np.pad(path.acceptance, below, constant_values=np.nan),
-        np.pad(path.spread, below, constant_values=np.nan),
-    )
 
 
 def _in_order(estimate: Estimate, order: np.ndarray) -> Estimate:

@@ -24,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from amortize.errors import ArgumentError, check_count
-from amortize.inference.annealed_objectives import check_positive, require_continuous
+from amortize.errors import check_count
+from amortize.inference.annealed_objectives import require_continuous
 from amortize.inference.bridge import Evaluate, differentiable
-from amortize.inference.objective import BatchLoss, Objective, Terms
+from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside, check_positive
 from amortize.inference.path import Point
 from amortize.inference.whitening import pull, push
 from amortize.program.data import Data
@@ -69,17 +69,14 @@ class AMCVAE(Objective):
     name: ClassVar[str] = "a-mcvae"
     num_steps: int = 5
     num_chains: int = 2
-    step_size: float = 0.3
+    step_size: float = 0.4
     target_acceptance: float = 0.8
 
     def __post_init__(self) -> None:
         check_count("AMCVAE num_steps", self.num_steps)
         check_count("AMCVAE num_chains", self.num_chains, 2)
         check_positive("AMCVAE step_size", self.step_size)
-        if not 0 < self.target_acceptance < 1:
-            raise ArgumentError(
-                f"AMCVAE target_acceptance: expected a number in (0, 1), got {self.target_acceptance!r}"
-            )
+        check_inside("AMCVAE target_acceptance", self.target_acceptance)
 
     @property
     def bound(self) -> str:
@@ -120,13 +117,13 @@ class _Loss(BatchLoss):
                 ratios.append(here.ratio)
                 decisions.append(decision)
                 accepted.append(accept.to(decision).mean())
-        parts = (increments.unsqueeze(-1) * torch.stack(ratios)).unflatten(1, (chains, -1))
+        shape = (chains, batch.num_datapoints)
+        parts = (increments.unsqueeze(-1) * torch.stack(ratios)).reshape(-1, *shape)
         log_weights = parts.sum(0)
-        surrogate = log_weights + _score_term(parts.detach(), torch.stack(decisions).unflatten(1, (chains, -1)))
+        surrogate = log_weights + _score_term(parts.detach(), torch.stack(decisions).reshape(-1, *shape))
         if self.training:
             self._adapt(torch.stack(accepted))
-        loss = self.total(surrogate.mean(0), reach.outside, reach.auxiliary)
-        return Terms(log_weights.detach().mean(0), loss)
+        return self.terms(log_weights.mean(0), surrogate.mean(0), reach.outside, reach.auxiliary)
 
     def _adapt(self, acceptance: Tensor) -> None:
         with torch.no_grad():

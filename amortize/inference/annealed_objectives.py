@@ -12,10 +12,8 @@ Letters: C chains, N datapoints, B = C * N rows (chain-major), D latents, K step
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -24,14 +22,14 @@ from torch import Tensor
 from amortize.errors import ArgumentError, DiscreteLatentError, check_count
 from amortize.inference.bridge import Score, bridge, differentiable
 from amortize.inference.learned_steps import LearnedSteps
-from amortize.inference.objective import BatchLoss, Objective, Terms
+from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside, check_positive
 from amortize.inference.score_network import Features, ScoreNetwork
 from amortize.program.data import Data
 from amortize.program.program import Program
 from amortize.program.trained import Reach
 from amortize.random import generator, pyro_rng
 
-__all__ = ["DAIS", "LMCVAE", "MCD", "Bridging", "check_positive", "require_continuous"]
+__all__ = ["DAIS", "LMCVAE", "MCD", "Bridging", "require_continuous"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Bridging(Objective):
     words: ClassVar[str]
     num_steps: int = 5
     num_chains: int = 1
-    step_size: float = 0.1
+    step_size: float = 0.4
 
     def __post_init__(self) -> None:
         title = type(self).__name__
@@ -141,8 +139,7 @@ class DAIS(Bridging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.persistence, Real) and 0 < float(self.persistence) < 1):
-            raise ArgumentError(f"DAIS persistence: expected a number in (0, 1), got {self.persistence!r}")
+        check_inside("DAIS persistence", self.persistence)
 
     def steps(self) -> LearnedSteps:
         """Evenly spaced, with a momentum."""
@@ -221,7 +218,7 @@ class _Loss(BatchLoss):
             score = None if self.network is None else self._score(self.network, reach, batch)
             end = bridge(self.settings.kind, differentiable(reach.terms), reach.u, steps, noise, score=score)
         bound = end.log_weights.reshape(chains, -1).mean(0)
-        return Terms(bound.detach(), self.total(bound, reach.outside, reach.auxiliary))
+        return self.terms(bound, bound, reach.outside, reach.auxiliary)
 
     def _score(self, network: ScoreNetwork, reach: Reach, batch: Data) -> Score:
         features = self.features(batch).to(reach.u) if self.features.dim else None
@@ -248,15 +245,3 @@ def require_continuous(name: str, dim: int) -> None:
             f"objective {name!r} moves continuous latents, and this program has none. Where discrete latents are "
             "summed out, the evidence is exact: train by objective='enum-elbo'"
         )
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuse what is no finite number above 0.
-
-    Raises
-    ------
-    ArgumentError
-        Naming it.
-    """
-    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-        raise ArgumentError(f"{name}: expected a positive number, got {value!r}")

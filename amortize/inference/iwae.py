@@ -15,9 +15,8 @@ grows with K where the plain one's falls. Letters: K particles, N datapoints, B 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from amortize.errors import ArgumentError, check_count
 from amortize.inference.objective import BatchLoss, Objective, Terms
 from amortize.program.data import Data
+from amortize.program.guide_runs import Gate
 from amortize.program.program import Program
 from amortize.program.trained import Particles
 
@@ -90,28 +90,29 @@ class _Loss(BatchLoss):
 
     def forward(self, batch: Data) -> Terms:
         dreg = self.settings.gradient == "dreg"
-        particles = self.trained.particles(batch, self.settings.num_particles, cut=dreg)
+        gate = Gate() if dreg and torch.is_grad_enabled() else None
+        particles = self.trained.particles(batch, self.settings.num_particles, cut=dreg, gate=gate)
         log_weights = particles.log_joint - particles.log_q
         bound = log_mean_exp(log_weights)
-        surrogate = bound
-        if dreg and torch.is_grad_enabled():
-            surrogate = _doubly_reparametrised(particles, log_weights)
-        return Terms(bound.detach(), self.total(surrogate, particles.outside, particles.auxiliary))
+        surrogate = bound if gate is None else _doubly_reparametrised(particles, gate)
+        return self.terms(bound, surrogate, particles.outside, particles.auxiliary)
 
 
-def _doubly_reparametrised(particles: Particles, log_weights: Tensor) -> Tensor:
+def _doubly_reparametrised(particles: Particles, gate: Gate) -> Tensor:
     """What has the model's plain gradient and the guide's doubly reparametrised one, (N,)."""
+    drawn, log_weights = particles.drawn, particles.log_joint - particles.log_q
     share = log_weights.detach().softmax(0)
+    gate.shares = share.flatten()
     model = (share * particles.log_joint).sum(0)
-    leaves: Mapping[str, Tensor] = particles.drawn.values
-    slopes: Any = torch.autograd.grad(
-        (share.square() * log_weights).sum(),
-        list(leaves.values()),
+    rest = log_weights if drawn.chained else -particles.log_q  # the model's part goes through the gate
+    slopes = torch.autograd.grad(
+        (share.square() * rest).sum(),
+        list(drawn.values.values()),
         retain_graph=True,
         allow_unused=True,
         materialize_grads=True,
     )
-    guide = particles.drawn.through(dict(zip(leaves, slopes, strict=True)))
+    guide = drawn.through(dict(zip(drawn.values, slopes, strict=True)))
     return model + guide / len(model)
 
 

@@ -15,15 +15,14 @@ Letters: K particles, N datapoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import check_count
 from amortize.inference.iwae import log_mean_exp
-from amortize.inference.objective import BatchLoss, Objective, Terms
+from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside
 from amortize.program.data import Data
 from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
@@ -67,8 +66,7 @@ class WakeSleep(Objective):
 
     def __post_init__(self) -> None:
         check_count("WakeSleep num_particles", self.num_particles)
-        if not (isinstance(self.sleep, Real) and 0 <= float(self.sleep) <= 1):
-            raise ArgumentError(f"WakeSleep sleep: expected a number from 0 to 1, got {self.sleep!r}")
+        check_inside("WakeSleep sleep", self.sleep, ends=True)
 
     @property
     def bound(self) -> str:
@@ -100,8 +98,7 @@ class _Loss(BatchLoss):
         sleep = self.settings.sleep
         if sleep > 0:
             guide = (1 - sleep) * guide + sleep * self._dreamt(batch)
-        loss = self.total(model + guide, particles.outside, particles.auxiliary)
-        return Terms(log_mean_exp(log_weights), loss)
+        return self.terms(log_mean_exp(log_weights), model + guide, particles.outside, particles.auxiliary)
 
     def _dreamt(self, batch: Data) -> Tensor:
         """Log q of the latents behind simulated data, (N,)."""

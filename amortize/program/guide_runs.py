@@ -35,6 +35,7 @@ __all__ = [
     "AutoRun",
     "CapturedRun",
     "Drawn",
+    "Gate",
     "GuideRun",
     "TracedRun",
     "WholeRun",
@@ -50,19 +51,20 @@ class Drawn(NamedTuple):
     """Draws (B, ...) by site, and log q (B,) at them, nats; ``auxiliary`` is a term of the loss alone, a scalar.
 
     Where the gradient is cut, ``values`` are leaves and ``sources`` the same numbers as functions of the guide's
-    parameters and of earlier leaves; elsewhere both are one.
+    parameters and, where they are ``chained``, of earlier leaves; elsewhere both are one.
     """
 
     values: dict[str, Tensor]
     sources: dict[str, Tensor]
     log_q: Tensor
     auxiliary: Tensor
+    chained: bool = False
 
     def through(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """A scalar whose gradient in the guide's parameters is that of f, given ``gradients`` of f at the values."""
         names = [name for name in self.values if name in gradients]
         total = dict(gradients)
-        for place in range(len(names) - 1, 0, -1):
+        for place in range(len(names) - 1, 0, -1) if self.chained else ():
             source, earlier = self.sources[names[place]], names[:place]
             if not source.requires_grad:
                 continue
@@ -71,6 +73,29 @@ class Drawn(NamedTuple):
             total |= {name: total[name] + g for name, g in zip(earlier, more, strict=True) if g is not None}
         parts = [(self.sources[name] * total[name]).sum() for name in names]
         return torch.stack(parts).sum()
+
+
+class Gate:
+    """Lets gradients through to the guide's draws, each row's times a share that is known only later.
+
+    One pass backwards through a model then serves two weightings: its own parameters', and that of the draws.
+    """
+
+    def __init__(self) -> None:
+        self.shares: Tensor | None = None
+
+    def behind(self, source: Tensor, front: int) -> Tensor:
+        """The value (B rows at axis ``front``), its gradient to be weighted by ``shares`` (B,)."""
+        if not source.requires_grad:
+            return source
+
+        def weigh(gradient: Tensor) -> Tensor:
+            assert self.shares is not None
+            return gradient * self.shares.reshape(-1, *[1] * (gradient.dim() - front - 1))
+
+        value = source.view_as(source)
+        value.register_hook(weigh)  # type: ignore[no-untyped-call]
+        return value
 
 
 class GuideRun(ABC):
@@ -172,11 +197,12 @@ class TracedRun(GuideRun):
         with unvalidated(), steer, score:  # outermost, so that a draw is cut before it is scored
             guide.runner.function(*folded.args, **folded.kwargs)
         auxiliary = terms.observed.sum() / num_particles
-        return Drawn(score.values, steer.sources, terms.latent, auxiliary)
+        return Drawn(score.values, steer.sources, terms.latent, auxiliary, chained=cut and len(guide.sites) > 1)
 
     def log_q(self, folded: Data, values: Mapping[str, Tensor]) -> Tensor:
         """Another run, with the values put in; running statistics stay as they are."""
-        with frozen_statistics(self.guide.runner.function):
+        program = self.guide.log_joint.program
+        with frozen_statistics(program):
             return self.guide.log_density(folded, values)
 
 
@@ -285,18 +311,18 @@ def _leaf(value: Tensor, differentiable: bool) -> Tensor:
 
 def _unfolded(value: Tensor, front: int, num_particles: int) -> Tensor:
     """(K, ...) of a value whose data axis ``front`` holds K * N rows."""
-    num = value.shape[front] // num_particles
-    return value.unflatten(front, (num_particles, num)).movedim(front, 0)
+    shape = value.shape
+    return value.reshape(*shape[:front], num_particles, -1, *shape[front + 1 :]).movedim(front, 0)
 
 
 @contextmanager
-def frozen_statistics(function: torch.nn.Module) -> Iterator[None]:
+def frozen_statistics(module: torch.nn.Module) -> Iterator[None]:
     """Copies of the buffers (running statistics) inside: a second run on the same batch is no second batch."""
-    kept = [(module, dict(module._buffers)) for module in function.modules()]
+    kept = [(part, dict(part._buffers)) for part in module.modules() if part._buffers]
     try:
-        for module, buffers in kept:
-            module._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
+        for part, buffers in kept:
+            part._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
         yield
     finally:
-        for module, buffers in kept:
-            module._buffers.update(buffers)
+        for part, buffers in kept:
+            part._buffers.update(buffers)

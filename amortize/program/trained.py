@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 from torch.distributions import biject_to
 
-from amortize.errors import DiscreteLatentError, GuideDataError
+from amortize.errors import DiscreteLatentError, GuideDataError, GuideMismatchError
 from amortize.program.autoguide import bound_density
 from amortize.program.contract import verify_independent
 from amortize.program.data import Data
@@ -28,6 +29,7 @@ from amortize.program.guide_contract import guide_messages, verify_guide
 from amortize.program.guide_runs import (
     AutoRun,
     Drawn,
+    Gate,
     GuideRun,
     TracedRun,
     WholeRun,
@@ -71,7 +73,7 @@ class Reach:
     u
         (B, D) draws, differentiable in the guide's parameters.
     loc, scale
-        (N, D) where the guide lies and how wide it is, as plain numbers.
+        (N, D) where the guide lies and how wide it is.
     outside, auxiliary
         As for ``Particles``; known once ``terms`` has run.
     """
@@ -141,19 +143,30 @@ class TrainedProgram:
         with self.filled():
             return captured_run(self._guide, data) if self._fixed else TracedRun(self._guide, data)
 
-    def particles(self, data: Data, num_particles: int, *, cut: bool) -> Particles:
-        """K draws for each datapoint; where ``cut``, gradients stop at the draws (`Drawn.through`)."""
+    def particles(self, data: Data, num_particles: int, *, cut: bool, gate: Gate | None = None) -> Particles:
+        """K draws for each datapoint; where ``cut``, gradients stop at the draws (`Drawn.through`).
+
+        Where draws are not chained, the model's pass through a ``gate`` instead.
+        """
         with self.filled(), unvalidated():
             drawn = self.run_guide(data).draw(num_particles, cut=cut, pathwise=self.pathwise)
-            log_joint, outside = self.log_joint_at(data.fold(num_particles), drawn.values)
+            values = drawn.values
+            if gate is not None and not drawn.chained:
+                sites = self.structure.sites
+                fronts = {name: sites[name].front if name in sites else 0 for name in values}
+                values = {name: gate.behind(drawn.sources[name], front) for name, front in fronts.items()}
+            log_joint, outside = self.log_joint_at(data.fold(num_particles), values)
         shape = (num_particles, data.num_datapoints)
         return Particles(drawn, log_joint.reshape(shape), drawn.log_q.reshape(shape), outside, drawn.auxiliary)
 
     def log_joint_at(self, folded: Data, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log p(x, z) of each row (B,) at what a run of the guide drew, and what stands outside the plate."""
+        """Log p(x, z) of each row (B,) at what a run of the guide drew, and what stands outside the plate.
+
+        Latents that both hide are left out, as they are of the guide's density.
+        """
         u = values.get(AutoRun.U)
         terms = self.log_joint.terms(folded, u=u, values=None if u is not None else values)
-        return terms.joint, terms.outside
+        return terms.joint - self.stand_ins(terms), terms.outside
 
     @contextmanager
     def reaching(self, batch: Data, num_chains: int) -> Iterator[Reach]:
@@ -183,19 +196,23 @@ class TrainedProgram:
         return torch.cat([self.log_joint.like.new_zeros(folded.num_datapoints, 0), *rows], -1)
 
     def moments(self, run: GuideRun, batch: Data) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (N, D) of the guide over u: its own where it states them, else of a few draws."""
-        with torch.no_grad():
-            stated = run.moments() if all(s.support == "Real" for s in self.structure.sites.values()) else None
-            if stated is not None and not self._guide.hides:
-                loc, scale = (
-                    self.unconstrained(batch, {name: pair[i] for name, pair in stated.items()}) for i in range(2)
-                )
-            else:
-                folded = batch.fold(SCALE_DRAWS)
+        """Mean and standard deviation (N, D) of the guide over u: its own where it states them, else of a few draws.
+
+        Its own are differentiable in its parameters, as they must be for the gradient of what depends on them; those of
+        draws are plain numbers, independent of any other draw.
+        """
+        real = all(site.support == "Real" for site in self.structure.sites.values()) and not self._guide.hides
+        stated = run.moments() if real else None
+        if stated is not None:
+            pairs = ({name: pair[i] for name, pair in stated.items()} for i in range(2))
+            loc, scale = (self.unconstrained(batch, values) for values in pairs)
+        else:
+            with torch.no_grad():
                 drawn = run.draw(SCALE_DRAWS, cut=True, pathwise=False)
-                u = self.unconstrained(folded, drawn.values).unflatten(0, (SCALE_DRAWS, -1))
-                loc, scale = u.mean(0), u.std(0)
-            return loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
+                u = self.unconstrained(batch.fold(SCALE_DRAWS), drawn.values)
+            u = u.reshape(SCALE_DRAWS, batch.num_datapoints, -1)
+            loc, scale = u.mean(0), u.std(0)
+        return loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
 
     def _messages(self, folded: Data, values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         put = Substitute(self.structure.sites, LogTerms(folded.num_datapoints, self.log_joint.like), values=values)
@@ -290,7 +307,13 @@ def _structure(program: Program, data: Data, *, pathwise: bool) -> Structure:
 def _guide(log_joint: LogJoint, data: Data) -> Any:
     program = log_joint.program
     if program.bound is not None:
-        return bound_density(program.bound, log_joint, data)
+        density = bound_density(program.bound, log_joint, data)
+        if any(isinstance(part.guide, AutoLaplaceApproximation) for part in density.parts):
+            raise GuideMismatchError(
+                "AutoLaplaceApproximation is trained as a point, the mode, and has no spread to draw from in training. "
+                "Train it by objective='elbo', or take AutoNormal"
+            )
+        return density
     if isinstance(log_joint, WholeLogJoint):
         return WholeGuide(log_joint, data)
     plate, drawn = verify_guide(log_joint, data)

@@ -14,7 +14,14 @@ from numpy.typing import ArrayLike
 from amortize.errors import ArgumentError
 from amortize.report.sources import EvidenceLike
 
-__all__ = ["FACTS", "MAX_TEMPERATURES", "SANDWICH_FACTS", "SIDES", "annealing_variables", "evidence_variables"]
+__all__ = [
+    "MAX_TEMPERATURES",
+    "SANDWICH_FACTS",
+    "SIDES",
+    "annealing_variables",
+    "evidence_variables",
+    "facts_of",
+]
 
 FIELDS = ("log_evidence", "lower", "upper", "se", "ess", "khat", "acceptance", "num_nonfinite", "num_gradients")
 FACTS = ("method", "settings", "seed", "start", "seconds", "warnings", "interrupted")
@@ -43,6 +50,20 @@ def evidence_variables(methods: Evidences) -> Variables:
     rows["num_draws"] = (dims, np.stack([np.sum(~np.isnan(one.log_weights), axis=0) for one in methods.values()]))
     rows["num_weights"] = (("method",), np.array([np.shape(one.log_weights)[0] for one in methods.values()]))
     return rows
+
+
+def facts_of(one: EvidenceLike) -> dict[str, Any]:
+    """How a method's numbers came about, with the error that it makes on simulated data, if known."""
+    facts = {fact: getattr(one, fact) for fact in FACTS}
+    if one.simulated is None:
+        return facts
+    known = np.isfinite(one.simulated.errors)
+    return facts | {
+        "simulated": {
+            **{name: getattr(one.simulated, name) for name in ("mean", "se", "outside", "harder", "warnings")},
+            "num_datapoints": int(known.sum()),
+        }
+    }
 
 
 def annealing_variables(methods: Evidences) -> tuple[Variables, dict[str, Any]] | None:

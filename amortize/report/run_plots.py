@@ -111,4 +111,4 @@ def _values(run: Mapping[str, Any], field: str) -> NDArray[np.float64]:
     if field != "ess":
         return finite(run["datapoints"].get(field, []))
     ess = np.asarray(run["datapoints"].get("ess", []), dtype=np.float64)
-    return finite(ess / np.asarray(run["datapoints"].get("num_draws", run["num_weights"])))
+    return finite(ess / np.asarray(run["datapoints"].get("num_draws", run["num_weights"]))) if ess.size else ess

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amortize.diagnostics.measured import Measured
 
-__all__ = ["EvidenceLike", "LedgerLike", "LocalLike", "SandwichLike"]
+__all__ = ["EvidenceLike", "LedgerLike", "LocalLike", "SandwichLike", "SimulatedLike"]
 
 
 class EvidenceLike(Measured, Protocol):
@@ -49,6 +49,10 @@ class EvidenceLike(Measured, Protocol):
     @property
     def interrupted(self) -> bool:
         """Whether the run was stopped before all datapoints were done."""
+
+    @property
+    def simulated(self) -> SimulatedLike | None:
+        """The error that the method makes on simulated data, if it was measured."""
 
     @property
     def method(self) -> str:
@@ -125,6 +129,38 @@ class SandwichLike(Protocol):
     @property
     def seconds(self) -> float:
         """Wall-clock time."""
+
+
+class SimulatedLike(Protocol):
+    """The error of a method on data simulated from the model, as ``am.evidence(error="simulated")`` measures it."""
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """(M,) nats, upper bound less estimate on simulated data."""
+
+    @property
+    def mean(self) -> float:
+        """Mean error, nats."""
+
+    @property
+    def se(self) -> float:
+        """Its standard error over simulated datapoints, nats."""
+
+    @property
+    def outside(self) -> float:
+        """Share of real datapoints far outside the range of the simulated ones."""
+
+    @property
+    def harder(self) -> float:
+        """How many times as much the log weights of real datapoints vary."""
+
+    @property
+    def sandwich(self) -> SandwichLike:
+        """The bounds on simulated data."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the error may not be that on the real data."""
 
 
 class LocalLike(Protocol):

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike
 
 from amortize.errors import ArgumentError
 from amortize.report.attrs import encode_attrs
-from amortize.report.measured import FACTS, SANDWICH_FACTS, SIDES, annealing_variables, evidence_variables
+from amortize.report.measured import SANDWICH_FACTS, SIDES, annealing_variables, evidence_variables, facts_of
 from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike, SandwichLike
 
 __all__ = ["to_datatree"]
@@ -64,7 +64,8 @@ def to_datatree(  # noqa: PLR0913 (the public face)
     evidence : Evidence or mapping of str to Evidence, optional
         One estimate of the evidence, or several by name. Without it, that of ``ledger`` is stored.
     sandwich : Sandwich, optional
-        What ``am.bdmc`` returns: both sides of log p(x), most often of datapoints simulated from the model.
+        What ``am.bdmc`` returns: both sides of log p(x), most often of datapoints simulated from the model. Without
+        it, those of the one evidence that was measured with ``error="simulated"``.
     ledger : Ledger, optional
         What ``am.gaps`` returns; its index names the datapoints of the whole tree.
     history : DataFrame, optional
@@ -107,6 +108,8 @@ def to_datatree(  # noqa: PLR0913 (the public face)
         evidence = ledger.evidence
     if evidence is not None:
         builder.add_evidence(evidence)
+    if sandwich is None:
+        sandwich = _simulated_sides(evidence)
     if sandwich is not None:
         builder.add_sandwich(sandwich)
     if ledger is not None:
@@ -117,6 +120,13 @@ def to_datatree(  # noqa: PLR0913 (the public face)
     for name, arrays in (groups or {}).items():
         builder.add_group(name, arrays)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=encode_attrs(root)), **builder.datasets})
+
+
+def _simulated_sides(evidence: Evidences | None) -> SandwichLike | None:
+    """Both sides that came with an evidence, where there is one such."""
+    several = list(evidence.values()) if isinstance(evidence, Mapping) else [] if evidence is None else [evidence]
+    found = [one.simulated.sandwich for one in several if one.simulated is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def _datapoint_index(ledger: LedgerLike | None) -> np.ndarray | None:
@@ -144,7 +154,7 @@ class _Builder:
     def add_evidence(self, evidence: Evidences) -> None:
         by_name = dict(evidence) if isinstance(evidence, Mapping) else {evidence.method: evidence}
         dataset = self._dataset(evidence_variables(by_name), "evidence").assign_coords(method=list(by_name))
-        runs = {name: {fact: getattr(one, fact) for fact in FACTS} for name, one in by_name.items()}
+        runs = {name: facts_of(one) for name, one in by_name.items()}
         self._add("evidence", dataset.assign_attrs(encode_attrs({"runs": runs}, where="evidence")))
         annealing = annealing_variables(by_name)
         if annealing is not None:

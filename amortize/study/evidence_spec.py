@@ -63,6 +63,11 @@ class EvidenceSpec(Table):
         description="draws of the guide a datapoint: its ELBO, k-hat and effective sample size; also those of"
         " importance and of auto's first stage",
     )
+    error: Literal["monte-carlo", "simulated"] = Field(
+        default="monte-carlo",
+        description="what is known of the error: that of the weights alone, or also the one that the method makes on"
+        " data simulated from the model (two to three times as long)",
+    )
     sandwich: bool = Field(
         default=False,
         description="also bound log p(x) from both sides on data simulated from the model (ais, langevin, importance)",
@@ -73,6 +78,8 @@ class EvidenceSpec(Table):
         refuse_unused(self, "method", TAKES)
         if self.num_leapfrog is not None and self.kernel not in (None, "hmc"):
             raise ValueError(f"num_leapfrog is for kernel 'hmc', and kernel is {self.kernel!r}: leave it out")
+        if self.sandwich and self.error == "simulated":
+            raise ValueError("sandwich is part of error 'simulated': leave it out")
         if self.sandwich and self.method not in REVERSIBLE:
             raise ValueError(
                 f"sandwich needs a method whose run can be reversed ({', '.join(REVERSIBLE)}), and method is"

@@ -24,6 +24,7 @@ from amortize.inference.local import LocalPosterior, fit_local
 from amortize.inference.method import AnnealingPath, Method
 from amortize.inference.posterior import posterior
 from amortize.inference.sandwich import Sandwich
+from amortize.inference.simulated_error import SimulatedError
 from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
 from amortize.random import stream_seed
@@ -36,6 +37,9 @@ from amortize.study.spec import Study
 from amortize.study.stages import Codec, Stages, arrays_codec, dataclass_codec
 
 __all__ = ["Pipeline"]
+
+NESTED = {"path": AnnealingPath, "simulated": SimulatedError, "simulated.sandwich": Sandwich}
+SIMULATED = (None,)  # simulated data aren't kept: the seed gives them again
 
 
 class Pipeline:
@@ -121,7 +125,7 @@ class Pipeline:
         """Posteriors of one family, fitted to each evaluated datapoint by itself."""
         spec = self.study.local
         name = f"local {family}"
-        codec = dataclass_codec(LocalPosterior, program=self.program, data=self.data)
+        codec = dataclass_codec(LocalPosterior, live={"program": self.program, "data": self.data})
         return self.stages.run(
             name,
             self._evaluating(name, {"num_draws": spec.num_draws, "num_steps": spec.num_steps}),
@@ -142,15 +146,16 @@ class Pipeline:
         if self.program.guide is None:
             return None
         method = ImportanceSampling(self.study.evidence.num_draws)
-        return self._measure("guide", method, "guide", guide_treatment(self.program, self.data))
+        return self._measure("guide", method, "guide", discrete=guide_treatment(self.program, self.data))
 
     def evidence(self, importance: Evidence | None) -> Evidence:
         """Log p(x) of each evaluated datapoint, as the spec says."""
         spec = self.study.evidence
-        if spec.method == "importance" and guide_treatment(self.program, self.data) is None:
+        same = spec.method == "importance" and spec.error == "monte-carlo" and spec.start != "prior"
+        if same and guide_treatment(self.program, self.data) is None:
             assert importance is not None  # prepare refuses importance sampling without a guide
             return importance
-        return self._measure("evidence", method_of(self.study.evidence), spec.start)
+        return self._measure("evidence", method_of(spec), spec.start, error=spec.error)
 
     def sandwich(self) -> Sandwich | None:
         """Both sides of log p(x) on data simulated from the model in the shape of those evaluated, if asked for."""
@@ -175,11 +180,11 @@ class Pipeline:
         settings = {"method": type(method).__name__, **method.settings(), "start": spec.start}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "stopped after", AmortizeWarning)
-            codec = dataclass_codec(Sandwich, data=(None,))  # one simulation, which the seed gives again
+            codec = dataclass_codec(Sandwich, live={"data": SIMULATED})
             return self.stages.run("sandwich", self._evaluating("sandwich", settings), codec, compute)
 
-    def _measure(self, name: str, method: Method, start: str | None, discrete: str | None = None) -> Evidence:
-        settings = {"method": type(method).__name__, **method.settings(), "start": start, "discrete": discrete}
+    def _measure(self, name: str, method: Method, start: str | None, **options: Any) -> Evidence:
+        settings = {"method": type(method).__name__, **method.settings(), "start": start, **options}
 
         def compute() -> Evidence:
             measured = evidence(
@@ -187,15 +192,15 @@ class Pipeline:
                 self.data,
                 method=method,
                 start=start,
-                discrete=discrete,
                 seed=self._seed(name),
                 device=self.study.device,
+                **options,
             )
             if measured.interrupted:  # a part of the datapoints is not what the spec asks for
                 raise KeyboardInterrupt
             return measured
 
-        codec = dataclass_codec(Evidence, nested={"path": AnnealingPath})
+        codec = dataclass_codec(Evidence, nested=NESTED, live={"simulated.sandwich.data": SIMULATED})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "stopped after", AmortizeWarning)
             return self.stages.run(name, self._evaluating(name, settings), codec, compute)

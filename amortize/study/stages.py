@@ -10,7 +10,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +28,6 @@ __all__ = ["Codec", "Stages", "arrays_codec", "dataclass_codec", "versions"]
 
 T = TypeVar("T")
 _META = "__meta__"
-_LIVE = ("program", "data")  # fields that hold live objects: given back by the one who loads
 
 
 @dataclass(frozen=True)
@@ -113,37 +112,63 @@ def arrays_codec() -> Codec[dict[str, NDArray[Any]]]:
     return Codec(".npz", lambda arrays, path: _savez(path, arrays), _loadz)
 
 
-def dataclass_codec(cls: type[T], *, nested: Mapping[str, type] | None = None, **live: Any) -> Codec[T]:
+def dataclass_codec(
+    cls: type[T], *, nested: Mapping[str, type] | None = None, live: Mapping[str, Any] | None = None
+) -> Codec[T]:
     """For dataclasses whose fields are arrays or plain values.
 
-    ``nested`` names fields that hold a dataclass of arrays or None, and ``live`` objects are put back when reading.
+    Parameters
+    ----------
+    cls
+        The class of the result.
+    nested
+        Fields that hold a dataclass of their own, or None, by dotted name.
+    live
+        Fields that hold live objects, by dotted name: they aren't written, and are given back when reading.
     """
-    inner = nested or {}
+    inner, given = dict(nested or {}), dict(live or {})
 
     def write(result: T, path: Path) -> None:
-        arrays, plain = _fields(result, inner)
+        arrays: dict[str, NDArray[Any]] = {}
+        plain: dict[str, Any] = {}
+        for name, value in _flat(result, inner, given):
+            if isinstance(value, np.ndarray):
+                arrays[name] = value.astype(str) if value.dtype == object else value  # text of a fixed width
+            else:
+                plain[name] = value
         _savez(path, {**arrays, _META: np.array(json.dumps(plain))})
 
     def read(path: Path) -> T:
         arrays = _loadz(path)
         plain = json.loads(str(arrays.pop(_META)))
-        parts: dict[str, dict[str, NDArray[Any]]] = {}
-        for name in [name for name in arrays if "." in name]:
-            field, _, part = name.partition(".")
-            parts.setdefault(field, {})[part] = arrays.pop(name)
-        return cls(**plain, **arrays, **{field: inner[field](**columns) for field, columns in parts.items()}, **live)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return _built(cls, {**values, **arrays, **given}, inner)
 
     return Codec(".npz", write, read)
 
 
-def _fields(result: Any, nested: Mapping[str, type]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays by name, those of nested dataclasses as ``field.name``, and plain values; text is of fixed width."""
-    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    for field in [field for field in nested if values[field] is not None]:
-        values |= {f"{field}.{name}": column for name, column in vars(values.pop(field)).items()}
-    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    plain = {name: value for name, value in values.items() if name not in arrays and name not in _LIVE}
-    return {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}, plain
+def _flat(
+    result: Any, nested: Mapping[str, type], live: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Fields by dotted name, those of nested dataclasses in place of the dataclass, live ones left out."""
+    for field in dataclasses.fields(result):
+        name, value = f"{prefix}{field.name}", getattr(result, field.name)
+        if name in nested and value is not None:
+            yield from _flat(value, nested, live, f"{name}.")
+        elif name not in live:
+            yield name, value
+
+
+def _built(cls: type[T], values: Mapping[str, Any], nested: Mapping[str, type], prefix: str = "") -> T:
+    """Undo :func:`_flat`."""
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        name = f"{prefix}{field.name}"
+        if name in nested and name not in values:
+            columns[field.name] = _built(nested[name], values, nested, f"{name}.")
+        elif name in values:
+            columns[field.name] = values[name]
+    return cls(**columns)
 
 
 def _savez(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

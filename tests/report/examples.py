@@ -52,6 +52,7 @@ class FakeEvidence:
     num_gradients: np.ndarray | None = None
     path: FakePath | None = None
     interrupted: bool = False
+    simulated: FakeSimulated | None = None
     method: str = "AIS"
     settings: dict[str, Any] = field(default_factory=lambda: {"num_chains": 16, "num_temperatures": 100})
     seed: int = 0
@@ -104,6 +105,26 @@ def sandwich(num: int = 80, *, exact: bool = True) -> FakeSandwich:
     lower, upper = truth - rng.gamma(1.0, 0.05, num), truth + rng.gamma(1.0, 0.04, num)
     upper[3] = np.nan
     return FakeSandwich(lower, se[0], upper, se[1], exact)
+
+
+@dataclass(frozen=True)
+class FakeSimulated:
+    sandwich: FakeSandwich
+    outside: float = 0.0
+    harder: float = 1.1
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> np.ndarray:
+        return self.sandwich.upper - self.sandwich.lower
+
+    @property
+    def mean(self) -> float:
+        return self.sandwich.mean_gap
+
+    @property
+    def se(self) -> float:
+        return self.sandwich.gap_se
 
 
 @dataclass(frozen=True)

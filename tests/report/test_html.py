@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 
@@ -97,6 +98,17 @@ def test_an_upper_side_is_called_a_bound_only_where_it_is_one(tmp_path):
     assert "(estimate)" not in pages[0].text
     assert "the upper side is an estimate and no bound" in pages[1].text
     assert "bounds it from above" not in pages[1].text
+
+
+def test_an_error_measured_on_simulated_data_is_called_transferred(tmp_path):
+    found = examples.FakeSimulated(examples.sandwich(), warnings=("the real data are harder.",))
+    made = replace(examples.ledger(4).evidence, simulated=found)
+    tree = to_datatree(evidence=made)
+    page = Page(am.report(tree, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "On 79 datapoints simulated from the model, estimates by AIS are at most 0.0842 ± 0.0065 nats" in page.text
+    assert "It is transferred, not a bound. But the real data are harder." in page.text
+    assert "the same run reversed bounds it from above" in page.text
+    np.testing.assert_array_equal(tree["sandwich"]["upper"], found.sandwich.upper)
 
 
 def test_a_bound_that_is_no_elbo_is_named(tmp_path):

@@ -23,7 +23,7 @@ from tests.study.tiny import mine, same_numbers
 SMALL: dict[str, dict[str, Any]] = {
     "ais": {"num_chains": 5, "num_temperatures": 8, "num_leapfrog": 2, "schedule": "pilot-per-datapoint"},
     "ais, mala": {"method": "ais", "num_chains": 5, "num_temperatures": 8, "kernel": "mala", "sandwich": True},
-    "smc": {"num_particles": 16, "num_leapfrog": 2},
+    "smc": {"num_particles": 16, "num_leapfrog": 2, "error": "simulated"},
     "langevin": {"num_chains": 5, "num_temperatures": 20, "schedule": "power"},
     "importance": {},
     "auto": {"num_chains": 5, "num_temperatures": 5, "target_se": 0.3, "max_gradients": 4000},
@@ -81,10 +81,10 @@ def test_a_study_by_each_method(name: str, folder: Path) -> None:
     assert np.isfinite(evidence["log_evidence"]).all()
     assert (evidence["num_gradients"] > 0).all()
     assert all(str(used) for used in evidence["used"].values)
-    assert ("sandwich" in result.tree.children) == ("sandwich" in spec)
+    assert ("sandwich" in result.tree.children) == ("sandwich" in spec or "error" in spec)
     if name.startswith("ais"):
         assert result.tree["annealing"].sizes["temperature"] == 9
-    if name in ("ais, mala", "auto"):  # with every stage there is, and with the most varied evidence
+    if name in ("ais, mala", "smc", "auto"):  # with every stage there is, and with the most varied evidence
         same_numbers(run(study, out=folder / "out", resume=True).tree, result.tree)
 
 

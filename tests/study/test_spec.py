@@ -116,6 +116,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"evidence": {"method": "smc", "sandwich": True}},
         r"evidence: sandwich needs a method whose run can be reversed \(ais, langevin, importance\)",
     ),
+    "sides twice": (
+        {"evidence": {"error": "simulated", "sandwich": True}},
+        r"evidence: sandwich is part of error 'simulated'",
+    ),
     "of another objective": (
         {"fit": {"num_particles": 5}},
         r"fit: num_particles is for objective 'iwae' or 'wake-sleep', and objective is 'auto'",

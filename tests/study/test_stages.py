@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from amortize.inference.evidence import Evidence
 from amortize.inference.method import AnnealingPath
+from amortize.inference.sandwich import Sandwich
+from amortize.inference.simulated_error import SimulatedError
+from amortize.study.pipeline import NESTED, SIMULATED
 from amortize.study.stages import dataclass_codec
 
-CODEC = dataclass_codec(Evidence, nested={"path": AnnealingPath})
+CODEC = dataclass_codec(Evidence, nested=NESTED, live={"simulated.sandwich.data": SIMULATED})
 
 
 def measured() -> Evidence:
@@ -34,18 +38,43 @@ def measured() -> Evidence:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"path": None}, {"lower": None}], ids=["all", "no path", "no bound"])
-def test_evidence_comes_back_as_it_was(changes: dict[str, None], tmp_path: Path) -> None:
+def simulated() -> SimulatedError:
+    sides = {name: np.arange(3.0) for name in ("lower", "lower_se", "upper", "upper_se")}
+    sandwich = Sandwich(
+        **sides,
+        exact=True,
+        log_weights=np.ones((2, 3)),
+        reverse_log_weights=np.ones((2, 3)),
+        acceptance=np.full((2, 3), np.nan),
+        data=SIMULATED,
+        interrupted=False,
+        method="AIS",
+        settings={},
+        start="guide",
+        draws="exact",
+        seed=1,
+        seconds=0.5,
+    )
+    return SimulatedError(np.zeros(3), np.ones(3), 0.25, 1.5, sandwich, ("harder",))
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    if is_dataclass(theirs):
+        assert type(ours) is type(theirs)
+        for field in fields(theirs):
+            assert_same(getattr(ours, field.name), getattr(theirs, field.name))
+    elif isinstance(theirs, np.ndarray):
+        np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"path": None}, {"lower": None}, {"simulated": simulated()}],
+    ids=["all", "no path", "no bound", "simulated error"],
+)
+def test_evidence_comes_back_as_it_was(changes: dict[str, Any], tmp_path: Path) -> None:
     result = replace(measured(), **changes)
     CODEC.write(result, tmp_path / "evidence.npz")
-    back = CODEC.read(tmp_path / "evidence.npz")
-    for field in fields(Evidence):
-        ours, theirs = getattr(back, field.name), getattr(result, field.name)
-        if isinstance(theirs, AnnealingPath):
-            assert isinstance(ours, AnnealingPath)
-            for name in vars(theirs):
-                np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
-        elif isinstance(theirs, np.ndarray):
-            np.testing.assert_array_equal(ours, theirs)
-        else:
-            assert ours == theirs
+    assert_same(CODEC.read(tmp_path / "evidence.npz"), result)

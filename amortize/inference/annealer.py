@@ -76,7 +76,9 @@ class Annealer:
         chains = self.runs[n]
         weights = chains.log_weights[:, None]
         variance = log_variance(weights, self.standing.columns["se"][n : n + 1])[0]
-        return Now(chains.num_temperatures, len(weights), float(variance)) if np.isfinite(variance) else None
+        heavy = len(weights) >= KHAT_CHAINS and self.standing.columns["khat"][n] > khat_threshold(len(weights))
+        known = np.isfinite(variance)
+        return Now(chains.num_temperatures, len(weights), float(variance), bool(heavy)) if known else None
 
     def ends(self, index: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Where the chains of datapoints ended, u (C, N, D) and log weights (C, N), of runs of the same size."""

@@ -51,6 +51,8 @@ LARGEST_CHUNK = 1024
 FEWEST_DRAWS = 100
 MOST_ROUNDS = 8
 LOCAL = "local posterior"
+SETUP = 50_000
+"""Gradients that take as long as making the graphs of a run."""
 DISAGREEMENT = 4.0  # standard errors
 
 
@@ -180,8 +182,22 @@ class _Search:
                     plans.setdefault((bool(self.moved[n]), size), []).append(n)
             if not plans:
                 return
-            for (moved, size), members in sorted(plans.items()):
+            for (moved, size), members in self._merged(plans):
                 (self.local if moved else self.near).extend(np.array(members), size)
+
+    def _merged(self, plans: dict[tuple[bool, Size], list[int]]) -> list[tuple[tuple[bool, Size], list[int]]]:
+        """Runs that differ in their chains alone, made as one of the larger size where that saves time."""
+        merged: list[tuple[tuple[bool, Size], list[int]]] = []
+        for (moved, size), members in sorted(plans.items(), key=lambda item: _order(item[0])):
+            if merged and _order(merged[-1][0])[:3] == _order((moved, size))[:3]:
+                large = merged[-1][0][1]
+                cost = large.num_chains * large.num_temperatures * self.near.move_cost
+                extra = cost - size.num_chains * size.num_temperatures * self.near.move_cost
+                if extra * len(members) < SETUP and (self.standing.left(np.array(members)) >= cost).all():
+                    merged[-1][1].extend(members)
+                    continue
+            merged.append(((moved, size), members))
+        return [(key, sorted(members)) for key, members in merged]
 
     def _measure_locally(self, origin: Origin) -> None:
         """As ``first``, then back to where runs from the original start found significantly more."""
@@ -226,3 +242,9 @@ class _Search:
             return False
         local = FIT_COST + self.near.first_cost
         return local < now.cost(self.settings.target_se, self.near.move_cost) and local <= left
+
+
+def _order(plan: tuple[bool, Size]) -> tuple[bool, int, bool, int]:
+    """By start, temperatures and whether chains join, the largest runs first."""
+    moved, size = plan
+    return moved, size.num_temperatures, size.joins, -size.num_chains

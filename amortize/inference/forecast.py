@@ -33,11 +33,15 @@ SLACK = 1.1  # costs this close are alike; then fewer temperatures and more chai
 
 
 class Now(NamedTuple):
-    """Where a datapoint stands: T, C, and the variance of its log weights (nats^2)."""
+    """Where a datapoint stands: T, C, the variance of its log weights (nats^2), and whether their tail is too heavy.
+
+    Under a heavy tail more chains are no help that could be relied on, more temperatures are.
+    """
 
     num_temperatures: int
     num_chains: int
     variance: float
+    heavy: bool = False
 
     def cost(self, target_se: float, move_cost: float) -> float:
         """Gradients to come until the target, roughly, wherever they are spent."""
@@ -58,8 +62,8 @@ def log_variance(log_weights: np.ndarray, se: np.ndarray) -> np.ndarray:
     A left tail does no harm to a mean of weights, and is not counted. Where weights of zero leave neither, it is
     what the standard error ``se`` (N,) stands for.
     """
-    centred = log_weights - np.median(log_weights, axis=0)
     with np.errstate(invalid="ignore"):
+        centred = log_weights - np.median(log_weights, axis=0)
         upper = 2 * np.square(np.maximum(centred, 0)).mean(0)
         whole = log_weights.var(0, ddof=1)
     known = np.fmin(upper, whole)
@@ -101,7 +105,7 @@ def best_size(now: Now, *, target_se: float, move_cost: float, budget: float) ->
     >>> best_size(Now(25, 16, 1.0), target_se=0.05, move_cost=4, budget=1e6)
     Size(num_temperatures=200, num_chains=81, joins=False)
     """
-    ladder = [now.num_temperatures * 2**k for k in range(int(math.log2(LARGEST_RISE)) + 1)]
+    ladder = [now.num_temperatures * 2**k for k in range(now.heavy, int(math.log2(LARGEST_RISE)) + 1)]
     needs = [_needed(now, t, target_se) for t in ladder]
     costs = [t * c * move_cost for t, c in zip(ladder, needs, strict=True)]
     if math.isinf(min(costs)):  # weights that vary this much are outside the forecast: more slowly, then measure again
@@ -119,7 +123,7 @@ def _needed(now: Now, num_temperatures: int, target_se: float) -> float:
     variance = now.variance * now.num_temperatures / num_temperatures
     needed = HEADROOM * float(ratio_error(np.array(variance), 1)) ** 2 / target_se**2
     if num_temperatures == now.num_temperatures:
-        return max(needed - now.num_chains, SMALLEST_CHANGE)
+        return max(needed - now.num_chains, SMALLEST_CHANGE, now.num_chains / 2)  # few looks: each is a temptation
     return max(needed, FEWEST_CHAINS)
 
 

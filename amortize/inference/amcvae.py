@@ -31,7 +31,9 @@ from amortize.inference.objective import BatchLoss, Objective, Terms, check_insi
 from amortize.inference.path import Point
 from amortize.inference.whitening import pull, push
 from amortize.program.data import Data
+from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
+from amortize.program.reach import Reach
 from amortize.random import generator
 
 __all__ = ["AMCVAE"]
@@ -106,7 +108,8 @@ class _Loss(BatchLoss):
     def forward(self, batch: Data) -> Terms:
         chains = self.settings.num_chains
         noise = generator(int(torch.randint(2**62, ())), "moves", device=batch.index.device)
-        with self.trained.reaching(batch, chains) as reach:
+        with self.trained.filled(), unvalidated():
+            reach = Reach(self.trained, batch, chains)
             increments = self.log_increments.softmax(0)
             betas, step_sizes = increments.cumsum(0)[:-1], self.log_step_sizes.exp()
             evaluate = differentiable(reach.terms)

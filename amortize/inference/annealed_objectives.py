@@ -25,8 +25,9 @@ from amortize.inference.learned_steps import LearnedSteps
 from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside, check_positive
 from amortize.inference.score_network import Features, ScoreNetwork
 from amortize.program.data import Data
+from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
-from amortize.program.trained import Reach
+from amortize.program.reach import Reach
 from amortize.random import generator, pyro_rng
 
 __all__ = ["DAIS", "LMCVAE", "MCD", "Bridging", "require_continuous"]
@@ -213,7 +214,8 @@ class _Loss(BatchLoss):
     def forward(self, batch: Data) -> Terms:
         chains = self.settings.num_chains
         noise = generator(int(torch.randint(2**62, ())), "bridge", device=batch.index.device)
-        with self.trained.reaching(batch, chains) as reach:
+        with self.trained.filled(), unvalidated():
+            reach = Reach(self.trained, batch, chains)
             steps = self.steps(reach.scale)
             score = None if self.network is None else self._score(self.network, reach, batch)
             end = bridge(self.settings.kind, differentiable(reach.terms), reach.u, steps, noise, score=score)

@@ -24,6 +24,7 @@ from amortize.errors import check_count
 from amortize.inference.iwae import log_mean_exp
 from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside
 from amortize.program.data import Data
+from amortize.program.dreams import dream, require_dreams
 from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
 
@@ -83,7 +84,7 @@ class _Loss(BatchLoss):
         super().__init__(program, data, pathwise=False)
         self.settings = settings
         if settings.sleep > 0:
-            self.trained.require_dreams(data)
+            require_dreams(self.trained, data)
 
     @property
     def rows_per_datapoint(self) -> int:
@@ -102,6 +103,6 @@ class _Loss(BatchLoss):
 
     def _dreamt(self, batch: Data) -> Tensor:
         """Log q of the latents behind simulated data, (N,)."""
-        simulated, values = self.trained.dream(batch, seed=int(torch.randint(2**62, ())))
+        simulated, values = dream(self.trained, batch, seed=int(torch.randint(2**62, ())))
         with self.trained.filled(), unvalidated():
             return self.trained.run_guide(simulated).log_q(simulated, values)

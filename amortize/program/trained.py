@@ -10,45 +10,31 @@ Letters: K particles, N datapoints of a batch, K * N rows (particle-major).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
-from torch.distributions import biject_to
 
 from amortize.errors import DiscreteLatentError, GuideDataError, GuideMismatchError
-from amortize.program.autoguide import bound_density
+from amortize.program.autoguide import AutoDensity, bound_density
 from amortize.program.contract import verify_independent
 from amortize.program.data import Data
 from amortize.program.density import JointTerms, LogJoint, require_guide
-from amortize.program.guide import TracedGuide
+from amortize.program.guide import GuideDensity, TracedGuide
 from amortize.program.guide_contract import guide_messages, verify_guide
-from amortize.program.guide_runs import (
-    AutoRun,
-    Drawn,
-    Gate,
-    GuideRun,
-    TracedRun,
-    WholeRun,
-    captured_run,
-    frozen_statistics,
-    reads_no_draws,
-)
-from amortize.program.handlers import LogTerms, Record, Substitute, unvalidated
-from amortize.program.masks import redrawn
+from amortize.program.guide_runs import Drawn, Gate, GuideRun
+from amortize.program.handlers import unvalidated
+from amortize.program.other_runs import AutoRun, WholeRun
 from amortize.program.probes import head_of
 from amortize.program.program import Program
-from amortize.program.replay import locate, observed_names, put, run_held
 from amortize.program.sites import Structure
+from amortize.program.traced_runs import TracedRun, captured_run, reads_no_draws
 from amortize.program.whole import WholeLogJoint
 from amortize.program.whole_guide import WholeGuide
 
-__all__ = ["Particles", "Reach", "TrainedProgram"]
-
-SCALE_DRAWS = 16
+__all__ = ["Particles", "TrainedProgram"]
 
 
 class Particles(NamedTuple):
@@ -63,44 +49,6 @@ class Particles(NamedTuple):
     log_q: Tensor
     outside: Tensor
     auxiliary: Tensor
-
-
-class Reach:
-    """From the guide to the posterior on one batch: C draws of the guide for each datapoint, and log terms anywhere.
-
-    Attributes
-    ----------
-    u
-        (B, D) draws, differentiable in the guide's parameters.
-    loc, scale
-        (N, D) where the guide lies and how wide it is.
-    outside, auxiliary
-        As for ``Particles``; known once ``terms`` has run.
-    """
-
-    def __init__(self, trained: TrainedProgram, run: GuideRun, batch: Data, num_chains: int) -> None:
-        self.trained, self.run, self.folded = trained, run, batch.fold(num_chains)
-        drawn = run.draw(num_chains, cut=False, pathwise=True)
-        self.u = trained.unconstrained(self.folded, drawn.values)
-        self.loc, self.scale = trained.moments(run, batch)
-        self.auxiliary, self.outside = drawn.auxiliary, drawn.auxiliary.new_zeros(())
-        self.has_run = False
-
-    def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Log q(u | x) and log p(x, u) - log q(u | x) at u (B, D), each (B,) nats, Jacobian included in both.
-
-        Differentiable in u and in all parameters. Running statistics follow the first call alone.
-        """
-        model = self.trained.program.model
-        with frozen_statistics(model) if self.has_run else nullcontext():
-            terms = self.trained.log_joint.terms(self.folded, u=u)
-        if not self.has_run:
-            self.has_run, self.outside = True, terms.outside
-        if isinstance(self.run, AutoRun):
-            log_q = self.run.log_q(self.folded, {AutoRun.U: u})
-        else:
-            log_q = self.run.log_q(self.folded, terms.values) + terms.jacobian + self.trained.stand_ins(terms)
-        return log_q, terms.joint - log_q
 
 
 class TrainedProgram:
@@ -121,6 +69,11 @@ class TrainedProgram:
         If the guide samples discrete latents and gradients are to go through its draws.
     GuideDataError
         If the guide has parameters for single datapoints.
+
+    Attributes
+    ----------
+    structure, log_joint, guide
+        The sites, with those discrete ones summed out that the guide leaves out; and the densities.
     """
 
     def __init__(self, program: Program, data: Data, *, pathwise: bool) -> None:
@@ -128,20 +81,22 @@ class TrainedProgram:
         self.program, self.pathwise = program, pathwise
         _refuse_per_datapoint(program)
         self.structure = _structure(program, data, pathwise=pathwise)
+        self.guide: GuideDensity
         with program.evaluating():
             self.log_joint = program.unverified_log_joint(data, self.structure)
             verify_independent(self.log_joint, data)
-            self._guide = _guide(self.log_joint, data)
-            self._fixed = isinstance(self._guide, TracedGuide) and reads_no_draws(self._guide, head_of(data))
+            self.guide = _guide(self.log_joint, data)
+            self._fixed = isinstance(self.guide, TracedGuide) and reads_no_draws(self.guide, head_of(data))
 
     def run_guide(self, data: Data) -> GuideRun:
         """The guide on a batch, with its parameters as they are."""
-        if isinstance(self._guide, WholeGuide):
-            return WholeRun(self._guide, data)
-        if not isinstance(self._guide, TracedGuide):
-            return AutoRun(self._guide, data)
+        if isinstance(self.guide, WholeGuide):
+            return WholeRun(self.guide, data)
+        if isinstance(self.guide, AutoDensity):
+            return AutoRun(self.guide, data)
+        assert isinstance(self.guide, TracedGuide)
         with self.filled():
-            return captured_run(self._guide, data) if self._fixed else TracedRun(self._guide, data)
+            return captured_run(self.guide, data) if self._fixed else TracedRun(self.guide, data)
 
     def particles(self, data: Data, num_particles: int, *, cut: bool, gate: Gate | None = None) -> Particles:
         """K draws for each datapoint; where ``cut``, gradients stop at the draws (`Drawn.through`).
@@ -168,93 +123,9 @@ class TrainedProgram:
         terms = self.log_joint.terms(folded, u=u, values=None if u is not None else values)
         return terms.joint - self.stand_ins(terms), terms.outside
 
-    @contextmanager
-    def reaching(self, batch: Data, num_chains: int) -> Iterator[Reach]:
-        """From the guide to the posterior, on a batch; to be used inside."""
-        with self.filled(), unvalidated():
-            yield Reach(self, self.run_guide(batch), batch, num_chains)
-
     def stand_ins(self, terms: JointTerms) -> Tensor:
         """What stands in for latents that guide and model both hide by a mask, (B,)."""
-        result: Tensor = self._guide.stand_ins(terms)
-        return result
-
-    def unconstrained(self, folded: Data, values: Mapping[str, Tensor]) -> Tensor:
-        """U (B, D) of what a run of the guide drew, differentiable in it."""
-        if AutoRun.U in values:
-            return values[AutoRun.U]
-        if isinstance(self.log_joint, WholeLogJoint):
-            return self.log_joint.whole.flatten(folded, values)
-        sites = [self.structure.sites[name] for name in self.structure.continuous]
-        hides = self._guide.hides
-        free = values
-        if hides or any(site.support != "Real" for site in sites):
-            messages = self._messages(folded, values)
-            free = {site.name: biject_to(messages[site.name]["fn"].support).inv(values[site.name]) for site in sites}
-            free |= {name: redrawn(self.structure.sites[name], messages[name], free[name]) for name in hides}
-        rows = [free[site.name].movedim(site.front, 0).reshape(folded.num_datapoints, -1) for site in sites]
-        return torch.cat([self.log_joint.like.new_zeros(folded.num_datapoints, 0), *rows], -1)
-
-    def moments(self, run: GuideRun, batch: Data) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (N, D) of the guide over u: its own where it states them, else of a few draws.
-
-        Its own are differentiable in its parameters, as they must be for the gradient of what depends on them; those of
-        draws are plain numbers, independent of any other draw.
-        """
-        real = all(site.support == "Real" for site in self.structure.sites.values()) and not self._guide.hides
-        stated = run.moments() if real else None
-        if stated is not None:
-            pairs = ({name: pair[i] for name, pair in stated.items()} for i in range(2))
-            loc, scale = (self.unconstrained(batch, values) for values in pairs)
-        else:
-            with torch.no_grad():
-                drawn = run.draw(SCALE_DRAWS, cut=True, pathwise=False)
-                u = self.unconstrained(batch.fold(SCALE_DRAWS), drawn.values)
-            u = u.reshape(SCALE_DRAWS, batch.num_datapoints, -1)
-            loc, scale = u.mean(0), u.std(0)
-        return loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
-
-    def _messages(self, folded: Data, values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-        put = Substitute(self.structure.sites, LogTerms(folded.num_datapoints, self.log_joint.like), values=values)
-        record = Record()
-        with frozen_statistics(self.program.model), record, put:
-            self.program.model(*folded.args, **folded.kwargs)
-        return record.messages
-
-    def require_dreams(self, data: Data) -> None:
-        """Try on a few datapoints that the model can be simulated and its data replaced.
-
-        Raises
-        ------
-        ReplayError, GuideDataError
-            Naming the site and the way out.
-        """
-        if self.program.bound is not None:
-            raise GuideDataError(
-                "the guide has parameters of its own for each datapoint, and can't be run on simulated ones. Write a "
-                "guide that reads the data (an encoder), or leave the sleep phase out, am.WakeSleep(sleep=0)"
-            )
-        self.program.simulated(head_of(data), seed=0)
-
-    def dream(self, batch: Data, *, seed: int) -> tuple[Data, dict[str, Tensor]]:
-        """Data simulated by the model, shaped like a batch, and the latents behind them as a run of the guide has them.
-
-        A model whose later sites read earlier observations runs again, with the same random numbers, until all of its
-        sites have seen the simulated data.
-        """
-        program, names = self.program, observed_names(self.program, self.structure)
-        with program.evaluating():
-            places = {} if program.replace is not None else locate(program, self.structure, batch)
-            simulated, before = batch, None
-            for _ in range(len(names) + 2):
-                messages = run_held(program, simulated, seed=seed, draws=names)
-                observed = {name: messages[name]["value"] for name in names}
-                simulated = put(program, self.structure, batch, observed, places)
-                if before is not None and all(torch.equal(observed[name], before[name]) for name in names):
-                    break
-                before = observed
-        values = {name: messages[name]["value"] for name in self.structure.sites}
-        return simulated, {name: v.unsqueeze(0) for name, v in values.items()} if program.whole else values
+        return self.guide.stand_ins(terms)
 
     @contextmanager
     def filled(self) -> Iterator[None]:
@@ -304,7 +175,7 @@ def _structure(program: Program, data: Data, *, pathwise: bool) -> Structure:
     return replace(structure, sampled=drawn, summation=structure.summation if left else "none")
 
 
-def _guide(log_joint: LogJoint, data: Data) -> Any:
+def _guide(log_joint: LogJoint, data: Data) -> GuideDensity:
     program = log_joint.program
     if program.bound is not None:
         density = bound_density(program.bound, log_joint, data)

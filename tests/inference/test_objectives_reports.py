@@ -1,4 +1,4 @@
-"""How training by a bound of each datapoint reports itself: history, extra parameters, seeds, Ctrl-C, wrong settings."""
+"""How training by a bound of each datapoint reports itself: history, extra parameters, seeds, Ctrl-C, settings."""
 
 from __future__ import annotations
 

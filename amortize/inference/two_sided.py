@@ -25,10 +25,12 @@ from amortize.diagnostics.weights import log_evidence_se, log_mean_exp
 from amortize.errors import ArgumentError
 from amortize.inference.ais import AIS
 from amortize.inference.annealing import Plan, anneal, make_movers
+from amortize.inference.auto import Auto
 from amortize.inference.importance import ImportanceSampling, log_ratios
 from amortize.inference.langevin import Langevin, plan_langevin
 from amortize.inference.method import MAX_ROWS, Method
 from amortize.inference.pilot import run_pilot
+from amortize.inference.smc import SMC
 from amortize.inference.starts import Start
 from amortize.program.data import Data
 from amortize.program.density import Latents
@@ -128,12 +130,9 @@ def require_reverse(method: object) -> None:
 
 
 def _no_reverse(method: object) -> str:
-    why = ""
-    if isinstance(method, Method):
-        why = (
-            ". Only runs whose reversal from a draw of the posterior has a known weight bound log p(x) from above; "
-            "resampling and searching as they go do not. am.AIS with the same kernel does"
-        )
+    why = ". It has no run in reverse; am.AIS has one with any kernel" if isinstance(method, Method) else ""
+    if isinstance(method, (SMC, Auto)):
+        why = ". A run that resamples or searches has no reversal of known weight; am.AIS with the same kernel has"
     return f"method: expected am.AIS(...), am.Langevin(...) or am.ImportanceSampling(...), got {method!r}{why}"
 
 

@@ -256,7 +256,8 @@ def test_what_is_a_bound_is_said():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": am.SMC()}, r"method: expected am.AIS\(...\).*resampling"),
+        ({"method": am.SMC()}, r"method: expected am.AIS\(...\).*resamples"),
+        ({"method": am.Diffusion()}, "It has no run in reverse"),
         ({"method": "AIS"}, "method: expected"),
         ({"num_simulations": 0}, "num_simulations"),
         ({"posterior_draws": {"w": np.zeros((3, 6))}}, "draws of every latent site, z missing"),

@@ -37,19 +37,18 @@ from amortize.errors import AmortizeWarning
 Density = Callable[[Tensor], Tensor]
 NUM_MEANS, FUNNEL_DIM, NUM_PAIRS = 40, 10, 16
 FULL = {
-    "ionosphere": am.SMC(num_particles=8000, pilot_particles=500),
-    "sonar": am.SMC(num_particles=8000, pilot_particles=500),
+    "ionosphere": am.SMC(num_particles=4000, pilot_particles=500),
+    "sonar": am.SMC(num_particles=4000, pilot_particles=500),
     "brownian": am.SMC(num_particles=16_000, pilot_particles=500, conditional_ess=0.95),
     "funnel": am.SMC(
-        num_particles=8000,
+        num_particles=16_000,
         pilot_particles=1000,
         conditional_ess=0.98,
         num_moves=8,
         kernel=am.HMC(num_leapfrog=20, jitter=0.95),
-        whitening="quartiles",
     ),
-    "mixture": am.SMC(num_particles=8000, pilot_particles=2000),
-    "many-well": am.SMC(num_particles=32_000, pilot_particles=1000, conditional_ess=0.95),
+    "mixture": am.SMC(num_particles=4000, pilot_particles=2000),
+    "many-well": am.SMC(num_particles=16_000, pilot_particles=1000, conditional_ess=0.95),
 }
 TOLERANCES = {"ionosphere": 0.1, "sonar": 0.2, "brownian": 0.02, "funnel": 0.1, "mixture": 0.1, "many-well": 0.2}
 ELBOS = {"ionosphere": (-123.7, 0.3), "sonar": (-138.1, 0.4)}

@@ -41,7 +41,6 @@ from amortize.inference.particles import Particles, begin, move, resample, rewei
 from amortize.inference.resampling import family_weights
 from amortize.inference.smc_pilot import DENSE_DIM, MOVES, Aims, plan_by_particles
 from amortize.inference.starts import Start, scale_of
-from amortize.inference.weighted_spread import MEASURES
 from amortize.program.compile import check_backend
 from amortize.program.data import Data
 from amortize.program.density import Latents
@@ -74,9 +73,6 @@ class SMC(Method):
         Resample a datapoint when its effective sample size falls below this share of its particles; 0 never does.
     pilot_particles
         Particles of the pilot run.
-    whitening
-        What of the pilot's particles sets the kernel's scales: "moments", or "quartiles" where tails are so heavy that
-        moments say nothing of the bulk.
     max_temperatures
         Most temperatures the pilot may choose; a datapoint that needs more leaps to the posterior, with a warning.
     backend
@@ -98,7 +94,6 @@ class SMC(Method):
     conditional_ess: float = 0.9
     ess_threshold: float = 0.5
     pilot_particles: int = 128
-    whitening: str = "moments"
     max_temperatures: int = 500
     backend: str = "auto"
 
@@ -111,14 +106,12 @@ class SMC(Method):
             raise ArgumentError(f"SMC conditional_ess: expected a number in (0, 1), got {self.conditional_ess!r}")
         if not 0 <= self.ess_threshold <= 1:
             raise ArgumentError(f"SMC ess_threshold: expected a number in [0, 1], got {self.ess_threshold!r}")
-        if self.whitening not in MEASURES:
-            raise ArgumentError(f"SMC whitening: expected one of {MEASURES}, got {self.whitening!r}")
         check_backend(self.backend)
 
     @property
     def aims(self) -> Aims:
         """What the pilot is to plan for."""
-        return Aims(self.conditional_ess, self.ess_threshold, self.num_moves, self.max_temperatures, self.whitening)
+        return Aims(self.conditional_ess, self.ess_threshold, self.num_moves, self.max_temperatures)
 
     def chunk_size(self, start: Start) -> int:
         """As many datapoints as memory allows, fewer where the run is long."""

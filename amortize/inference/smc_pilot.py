@@ -26,10 +26,9 @@ from amortize.inference.annealing import SMALLEST_STEP, Movers, Plan
 from amortize.inference.kernels import Parameters
 from amortize.inference.particles import Particles, begin, move, ratios, resample, reweigh
 from amortize.inference.resampling import effective_share
-from amortize.inference.weighted_spread import spread
 from amortize.program.density import Latents
 
-__all__ = ["Aims", "next_beta", "plan_by_particles"]
+__all__ = ["Aims", "next_beta", "plan_by_particles", "weighted_spread"]
 
 FIRST_STEP = 0.1
 MOVES = 3  # a temperature, at least: step sizes settle
@@ -47,7 +46,6 @@ class Aims(NamedTuple):
     ess_threshold: float
     num_moves: int
     max_temperatures: int
-    whitening: str
 
 
 @torch.no_grad()
@@ -70,7 +68,7 @@ def plan_by_particles(
         beta = beta.to(scale).double()  # as the kernel will see it
         _warn_of_a_leap(beta > following + 1e-6)
         particles = reweigh(particles, beta - before)
-        scales.append(_learned(particles, scale, aims.whitening))
+        scales.append(_learned(particles, scale))
         particles = resample(particles, aims.ess_threshold, noise)
         for _ in range(max(MOVES, aims.num_moves)):
             column = size.repeat(len(particles.log_weights)).unsqueeze(-1)
@@ -111,16 +109,27 @@ def _conditional_ess(log_share: Tensor, ratio: Tensor, step: Tensor) -> Tensor:
     return (2 * first - second).exp()
 
 
-def _learned(particles: Particles, scale: Tensor, measure: str) -> Tensor:
+def weighted_spread(particles: Particles, *, dense: bool) -> Tensor:
+    """Variance of u under the weights (N, D), or its covariance (N, D, D)."""
+    count, num = particles.log_weights.shape
+    share = particles.log_weights.softmax(0).to(particles.state.u).unsqueeze(-1)
+    u = particles.state.u.reshape(count, num, -1)
+    u = torch.where(share > 0, u, 0)  # a lost particle may be anywhere
+    centred = u - (share * u).sum(0)
+    if dense:
+        return torch.einsum("cni,cnj->nij", share * centred, centred)
+    return (share * centred.square()).sum(0)
+
+
+def _learned(particles: Particles, scale: Tensor) -> Tensor:
     """Whitening at the present temperature."""
     count, dim = len(particles.log_weights), scale.shape[-1]
     if not dim:
         return scale
     dense = dim <= DENSE_DIM and count >= DRAWS_PER_DIM * dim
-    u = particles.state.u.reshape(count, *scale.shape)
-    measured = spread(u, particles.log_weights.softmax(0), measure=measure, dense=dense)
+    spread = weighted_spread(particles, dense=dense)
     share = effective_share(particles.log_weights)
-    return whitening.learn(measured.unsqueeze(0), scale, int(count * share.nan_to_num(0).min()))[0]
+    return whitening.learn(spread.unsqueeze(0), scale, int(count * share.nan_to_num(0).min()))[0]
 
 
 def _adapted(size: Tensor, acceptance: Tensor, movers: Movers, *, frozen: Tensor) -> Tensor:

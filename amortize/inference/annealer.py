@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Annealer:
 
     def begin(self) -> None:
         """The pilot and the first run, for all that are open and can afford it."""
-        index = self.standing.open(self.origin.index)
+        index = self.standing.open(self.origin.places)
         self.begun = index[self.standing.left(index) >= self.first_cost]
         if not len(self.begun):
             return
@@ -187,7 +188,9 @@ def _good(estimate: Estimate, target_se: float) -> np.ndarray:
 
 
 def _select(estimate: Estimate, chosen: np.ndarray) -> Estimate:
-    columns = {name: value[..., chosen] for name, value in vars(estimate).items() if isinstance(value, np.ndarray)}
+    columns: dict[str, Any] = {
+        name: value[..., chosen] for name, value in vars(estimate).items() if isinstance(value, np.ndarray)
+    }
     return replace(estimate, **columns)
 
 

@@ -1,8 +1,8 @@
 r"""Evidence to a target error: each datapoint is measured by the cheapest means that reaches it.
 
 1. Importance sampling from the start, for all datapoints (none from the prior, which is hopeless in more than a few
-   dimensions). Enough where k-hat is below its threshold and the standard error meets the target; where k-hat is fine
-   and the error isn't, more draws.
+   dimensions). Enough where k-hat is below its threshold and the standard error meets the target, and a second look
+   agrees (``drawing``); where k-hat is fine and the error isn't, more draws.
 2. AIS from the start with few temperatures, for the others.
 3. For those that are left, the cheaper of two by forecast. Either longer AIS, of more temperatures or chains: the
    variance measured says how much is needed (``forecast``). Or a Gaussian fitted to the datapoint alone, as a nearer
@@ -24,7 +24,7 @@ Letters: C chains, N datapoints, S draws, T temperatures.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from amortize.random import stream_seed
 
 __all__ = ["Auto", "shortfall"]
 
-LARGEST_CHUNK = 1024
+LARGEST_CHUNK = 256
 FEWEST_DRAWS = 100
 MOST_ROUNDS = 8
 LOCAL = "local posterior"
@@ -97,9 +97,7 @@ class Auto(Method):
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        target = self.target_se
-        if isinstance(target, bool) or not isinstance(target, Real) or not 0 < target < np.inf:
-            raise ArgumentError(f"Auto target_se: expected a positive number of nats, got {target!r}")
+        _check_target(self.target_se)
         check_count("Auto max_gradients", self.max_gradients)
         check_count("Auto num_draws", self.num_draws, FEWEST_DRAWS)
         for name in ("num_chains", "num_temperatures"):
@@ -122,6 +120,11 @@ class Auto(Method):
             search.refine()
         search.lengthen()
         return search.standing.estimate("auto")
+
+
+def _check_target(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+        raise ArgumentError(f"Auto target_se: expected a positive number of nats, got {value!r}")
 
 
 def shortfall(se: np.ndarray, target_se: float) -> str:
@@ -157,7 +160,7 @@ class _Search:
 
     def refine(self) -> None:
         """Give those for which it is cheaper a start of their own."""
-        open_ = self.standing.open(self.near.origin.index)
+        open_ = self.standing.open(self.near.origin.places)
         index = np.array([n for n in open_ if self._worth_refining(n)], dtype=int)
         if not len(index):
             return
@@ -176,7 +179,7 @@ class _Search:
         """Longer annealing, sized by what the last run measured, until the target or the budget is met."""
         for _ in range(MOST_ROUNDS):
             plans: dict[tuple[bool, Size], list[int]] = {}
-            for n in self.standing.open(self.near.origin.index):
+            for n in self.standing.open(self.near.origin.places):
                 size = self._size(n)
                 if size is not None:
                     plans.setdefault((bool(self.moved[n]), size), []).append(n)
@@ -201,7 +204,7 @@ class _Search:
 
     def _measure_locally(self, origin: Origin) -> None:
         """As ``first``, then back to where runs from the original start found significantly more."""
-        index, columns = origin.index, self.standing.columns
+        index, columns = origin.places, self.standing.columns
         before, before_se = columns["log_evidence"][index], columns["se"][index]
         self._drawer(origin).run()
         self.local.begin()

@@ -40,11 +40,11 @@ class Drawer:
 
     def run(self) -> None:
         """Draw for all that are open and can afford it, then more where that is enough."""
-        index = self.standing.open(self.origin.index)
+        index = self.standing.open(self.origin.places)
         self._draw(self._affordable(index), self.num_draws)
         unsure = self.standing.columns["ess"][index] < CERTAIN_ESS * self.num_draws
         self._draw(self._affordable(index[unsure & self.standing.done[index]]), self.num_draws)
-        index = self.standing.open(self.origin.index)
+        index = self.standing.open(self.origin.places)
         more = np.array([self._more(n) for n in index], dtype=int)
         there = np.array([len(self.weights.get(n, ())) for n in index], dtype=int)
         for count, length in sorted({*zip(more.tolist(), there.tolist(), strict=True)}):

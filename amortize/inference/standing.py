@@ -5,7 +5,7 @@ Letters: N datapoints, C weights of a datapoint.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,18 +22,18 @@ COLUMNS = ("log_evidence", "se", "ess", "khat", "acceptance", "num_nonfinite")
 class Origin(NamedTuple):
     """Where runs of some datapoints start from.
 
-    ``start`` and ``data`` are of the datapoints ``index`` (ascending), ``label`` is how people read it.
+    ``start`` and ``data`` are of the datapoints ``places`` (ascending), ``label`` is how people read it.
     """
 
     start: Start
     data: Data
-    index: np.ndarray
+    places: np.ndarray
     label: str
     seed: int
 
     def rows(self, index: np.ndarray) -> tuple[Start, Data]:
         """Start and data of some of its datapoints."""
-        where = torch.from_numpy(np.searchsorted(self.index, index)).to(self.data.index.device)
+        where = torch.from_numpy(np.searchsorted(self.places, index)).to(self.data.index.device)
         return self.start.rows(where), self.data.rows(where)
 
 
@@ -51,7 +51,8 @@ class Standing:
 
     def open(self, index: np.ndarray) -> np.ndarray:
         """Those of some datapoints that still need work."""
-        return index[~self.done[index]]
+        still: np.ndarray = index[~self.done[index]]
+        return still
 
     def left(self, index: np.ndarray) -> np.ndarray:
         """Gradients that some datapoints may still take."""
@@ -76,5 +77,5 @@ class Standing:
         weights = np.full((max(map(len, self.log_weights)), len(self.done)), np.nan)
         for n, column in enumerate(self.log_weights):
             weights[: len(column), n] = column
-        known = {"num_gradients": self.num_gradients, "log_weights": weights, "used": self.used}
-        return Estimate(**self.columns, **known, upper=None, name=name)
+        columns: dict[str, Any] = {**self.columns, "num_gradients": self.num_gradients, "used": self.used}
+        return Estimate(**columns, log_weights=weights, upper=None, name=name)

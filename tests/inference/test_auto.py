@@ -97,10 +97,10 @@ def test_a_bad_guide_is_annealed_or_refined_to_the_target(narrow):
 def test_errors_are_honest_over_seeds(narrow):
     """Mean and spread of z as claimed; shared strata make the spread less than one, and log means lie low by se / 2."""
     program, x, exact = narrow
-    z, runs = z_scores(program, x, exact, am.Auto(target_se=0.1, refine=False), seeds=4)
-    assert all((run.se <= 0.1).all() for run in runs)
+    z, runs = z_scores(program, x, exact, am.Auto(target_se=0.15, refine=False), seeds=3)
+    assert all((run.se <= 0.15).all() for run in runs)
     assert all(used.startswith("AIS (") for run in runs for used in run.used)
-    assert -0.1 - z_value(4) / np.sqrt(z.size) < z.mean() < z_value(4) / np.sqrt(z.size)
+    assert -0.15 - z_value(4) / np.sqrt(z.size) < z.mean() < z_value(4) / np.sqrt(z.size)
     assert z.std(ddof=1) < 1 + z_value(4) / np.sqrt(2 * z.size)
     assert np.abs(z).max() < z_value(4 * z.size)
 
@@ -195,7 +195,7 @@ def test_a_datapoint_that_fails_spoils_no_other():
 
 def test_the_same_seed_gives_the_same_numbers(narrow):
     program, x, _ = narrow
-    method = am.Auto(target_se=0.1, refine=False)
+    method = am.Auto(target_se=0.3, refine=False)
     first, second, other = (am.evidence(program, x[:3], method=method, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.log_evidence, second.log_evidence)
     assert (first.log_evidence != other.log_evidence).all()

@@ -228,11 +228,15 @@ def evidence(  # noqa: PLR0913 (the public face)
 
 def _simulated(
     program: Program, data: Data, result: Estimate, method: Method, start: str | LocalPosterior | None, seed: int
-) -> SimulatedError:
+) -> SimulatedError | None:
     from amortize.inference.simulated_error import simulated_error  # it runs evidence itself
 
     measured = result.log_evidence, result.log_weights
-    return simulated_error(program, data, measured, method=method, start=start, seed=seed)
+    try:
+        return simulated_error(program, data, measured, method=method, start=start, seed=seed)
+    except KeyboardInterrupt:  # the estimates on the real data are done, and are kept
+        warnings.warn("stopped before the error on simulated data was known", AmortizeWarning, stacklevel=3)
+        return None
 
 
 def _in_chunks(method: Method, start: Start, data: Data, seed: int) -> tuple[Estimate, bool]:

@@ -141,3 +141,14 @@ def test_wrong_arguments_are_named():
     method = am.ImportanceSampling(num_draws=10)
     with pytest.raises(ReplayError, match="'likelihood' is a pyro"):
         am.evidence(am.Program(model), torch.zeros(4), method=method, error="simulated")
+
+
+def test_a_stop_while_simulating_keeps_the_estimates(monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "bdmc", stopped)
+    x = torch.zeros(4, dtype=torch.float64)
+    with pytest.warns(AmortizeWarning, match="stopped before the error on simulated data"):
+        evidence = am.evidence(am.Program(normal), x, method=am.ImportanceSampling(num_draws=10), error="simulated")
+    assert np.isfinite(evidence.log_evidence).all() and evidence.simulated is None

@@ -48,7 +48,7 @@ FULL = {
         kernel=am.HMC(num_leapfrog=20, jitter=0.95),
     ),
     "mixture": am.SMC(num_particles=4000, pilot_particles=2000),
-    "many-well": am.SMC(num_particles=16_000, pilot_particles=1000, conditional_ess=0.95),
+    "many-well": am.SMC(num_particles=64_000, pilot_particles=1000, conditional_ess=0.95),
 }
 TOLERANCES = {"ionosphere": 0.1, "sonar": 0.2, "brownian": 0.02, "funnel": 0.1, "mixture": 0.1, "many-well": 0.2}
 ELBOS = {"ionosphere": (-123.7, 0.3), "sonar": (-138.1, 0.4)}

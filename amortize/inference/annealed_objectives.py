@@ -51,7 +51,7 @@ class Bridging(Objective):
     words: ClassVar[str]
     num_steps: int = 5
     num_chains: int = 1
-    step_size: float = 0.4
+    step_size: float = 0.1
 
     def __post_init__(self) -> None:
         title = type(self).__name__
@@ -85,7 +85,8 @@ class LMCVAE(Bridging):
 
     Notes
     -----
-    Temperatures and step sizes are learned, one of each a step. Source: Thin et al. (2021), "Monte Carlo variational
+    Temperatures and step sizes are learned, one of each a step. Unadjusted steps that overshoot give a few datapoints
+    enormous gradients: train with ``am.Training(clip_norm=...)``. Source: Thin et al. (2021), "Monte Carlo variational
     auto-encoders", section 3, https://arxiv.org/abs/2106.15921.
 
     Examples

@@ -58,7 +58,7 @@ def test_the_parameters_of_an_objective_are_trained_and_go_back_with_the_best():
     training = am.Training(learning_rate=0.05, validation=x[30:], validate_every=5, patience=2)
     fitted = am.fit(analysis.program(), x[:30], objective=am.LMCVAE(num_steps=3), num_steps=300, training=training)
     assert fitted.stopped_early
-    assert float((fitted.extra["steps.log_step_sizes"] - np.log(0.4)).abs().max()) > 0.01
+    assert float((fitted.extra["steps.log_step_sizes"] - np.log(0.1)).abs().max()) > 0.01
 
 
 def test_ctrl_c_keeps_what_was_learned():

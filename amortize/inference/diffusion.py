@@ -47,6 +47,7 @@ NAMES = {
     "dais": "differentiable annealing (DAIS)",
 }
 BASES = ("start", *FAMILIES)
+FEWEST_DRAWS, FEWEST_ROWS = 8, 64  # of a training step
 TRAINING_COST = 4  # gradients: the value with its gradient, and a product with second derivatives
 
 
@@ -69,7 +70,8 @@ class Diffusion(Method):
     num_iterations, learning_rate
         Steps of Adam and their first rate.
     train_draws, batch_size
-        Draws a datapoint, and datapoints, at each of them.
+        Draws a datapoint, and datapoints, at each of them. None takes so many draws that there are 64 rows or more, and
+        at least 8: few draws make noisy gradients, and rows cost little beside the steps that all of them take.
     hidden
         Sizes of the score network's hidden layers.
     backend
@@ -94,9 +96,9 @@ class Diffusion(Method):
     num_steps: int = 8
     num_draws: int = 100
     base: str = "start"
-    num_iterations: int = 1000
+    num_iterations: int = 500
     learning_rate: float = 0.01
-    train_draws: int = 8
+    train_draws: int | None = None
     batch_size: int = 64
     hidden: tuple[int, ...] = (64, 64)
     backend: str = "auto"
@@ -106,8 +108,10 @@ class Diffusion(Method):
             raise ArgumentError(f"Diffusion kind: expected one of {KINDS}, got {self.kind!r}")
         if self.base not in BASES:
             raise ArgumentError(f"Diffusion base: expected one of {BASES}, got {self.base!r}")
-        for name in ("num_steps", "num_draws", "num_iterations", "train_draws", "batch_size"):
+        for name in ("num_steps", "num_draws", "num_iterations", "batch_size"):
             check_count(f"Diffusion {name}", getattr(self, name))
+        if self.train_draws is not None:
+            check_count("Diffusion train_draws", self.train_draws)
         rate: object = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
             raise ArgumentError(f"Diffusion learning_rate: expected a positive number, got {rate!r}")
@@ -163,8 +167,14 @@ class Diffusion(Method):
         """Train on data that were read, from a start that was made."""
         _require_continuous(start)
         settings = {name: getattr(self, name) for name in Recipe.__dataclass_fields__}
+        settings["train_draws"] = self._train_draws(data)
         result = train(start, data, Recipe(**settings), seed=stream_seed(seed, "training"))
         return TrainedDiffusion(self, start.name, result, None if self.base == "start" else data)
+
+    def _train_draws(self, data: Data) -> int:
+        if self.train_draws is not None:
+            return self.train_draws
+        return max(FEWEST_DRAWS, FEWEST_ROWS // min(self.batch_size, data.num_datapoints))
 
     def chunk_size(self, start: Start) -> int:  # noqa: ARG002
         """All datapoints, as one bridge is trained on them together."""
@@ -181,7 +191,7 @@ class Diffusion(Method):
             parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))
         whole = concatenate(parts)
         share = min(self.batch_size, data.num_datapoints) / data.num_datapoints
-        cost = TRAINING_COST * self.num_iterations * self.train_draws * self.num_evaluations * share
+        cost = TRAINING_COST * self.num_iterations * self._train_draws(data) * self.num_evaluations * share
         return replace(whole, name=f"{whole.name}, trained on these data", num_gradients=whole.num_gradients + cost)
 
 

@@ -274,6 +274,7 @@ def test_data_without_any_density_are_an_error():
         ({"num_steps": 0}, "num_steps"),
         ({"num_draws": 1.5}, "num_draws"),
         ({"num_iterations": 0}, "num_iterations"),
+        ({"train_draws": 0}, "train_draws"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"hidden": ()}, "hidden"),
         ({"hidden": (0,)}, "hidden"),

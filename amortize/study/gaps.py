@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from amortize.errors import ArgumentError, check_count
 from amortize.inference.ais import AIS
+from amortize.inference.auto import Auto
 from amortize.inference.evidence import evidence as measure_evidence
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import fit_local
@@ -109,7 +110,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     x: Any,
     *,
     families: Sequence[str] = ("mean-field", "full-covariance"),
-    method: Method | None = None,
+    method: Method | str | None = None,
     num_draws: int = 1000,
     seed: int = 0,
     device: str | None = None,
@@ -126,7 +127,7 @@ def gaps(  # noqa: PLR0913 (the public face)
         Families to fit to each datapoint by itself; without the guide's own, the best of them stands in for
         it.
     method
-        How to measure log p(x), as in ``am.evidence``: ``am.AIS(...)`` is the default.
+        How to measure log p(x), as in ``am.evidence``: ``am.AIS(...)`` (the default), "auto", and so on.
     num_draws
         S, draws of the guide behind its ELBO, k-hat and effective sample size.
     seed, device
@@ -153,7 +154,9 @@ def gaps(  # noqa: PLR0913 (the public face)
     require_guide(program)
     _check_families(families)
     num_draws = check_count("num_draws", num_draws, 2)  # a standard error takes two
-    method = AIS() if method is None else method
+    method = AIS() if method is None else Auto() if isinstance(method, str) and method == "auto" else method
+    if not isinstance(method, Method):
+        raise ArgumentError(f"method: expected 'auto', am.AIS(...) or the settings of another method, got {method!r}")
     data = program.prepare(x, device=device)
     family = find_guide_family(program, data)
     importance = measure_evidence(

@@ -274,6 +274,14 @@ def test_importance_sampling_may_measure_the_evidence():
     assert "Nothing needs mending" in ledger.advice
 
 
+def test_auto_may_measure_the_evidence():
+    model, x = linear_vae(0.0, num=4)
+    ledger = am.gaps(model.program("exact"), x, families=(), method="auto", num_draws=100)
+    np.testing.assert_allclose(ledger.table["log_evidence"], model.log_evidence(x), rtol=0.0, atol=1e-4)
+    assert ledger.settings["method"]["name"] == "Auto"
+    assert ledger.evidence.used.tolist() == ["importance sampling"] * 4
+
+
 def test_wrong_arguments_are_refused_before_anything_is_computed():
     model, x = linear_vae(0.0, num=4)
     with pytest.raises(GuideMismatchError, match="has no guide"):
@@ -286,6 +294,8 @@ def test_wrong_arguments_are_refused_before_anything_is_computed():
         am.gaps(model.program(), x, num_draws=1)
     with pytest.raises(ArgumentError, match="family"):
         am.gaps(model.program(), x, families=("flow",))
+    with pytest.raises(ArgumentError, match="method: expected 'auto'"):
+        am.gaps(model.program(), x, method="smc")
 
 
 def test_a_program_of_discrete_latents_alone_is_exact_and_its_guide_is_judged_by_its_own_draws():

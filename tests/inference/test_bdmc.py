@@ -94,7 +94,7 @@ def test_the_gap_closes_with_temperatures_and_a_better_start():
 
 
 def check_reversal(sandwich: am.Sandwich, exact: np.ndarray, *, num_checks: int) -> None:
-    """With l = log w - log p(x), E[sigmoid(l)] forward is E[sigmoid(-l)] in reverse (Bennett 1976): no tail is heavy."""
+    """With l = log w - log p(x), E[sigmoid(l)] forward equals E[sigmoid(-l)] back: no tail is heavy (Bennett 1976)."""
     forward = special.expit(sandwich.log_weights - exact).mean(0)
     reverse = special.expit(exact - sandwich.reverse_log_weights).mean(0)
     difference = forward - reverse

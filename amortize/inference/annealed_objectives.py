@@ -35,17 +35,7 @@ __all__ = ["DAIS", "LMCVAE", "MCD", "Bridging", "require_continuous"]
 
 @dataclass(frozen=True)
 class Bridging(Objective):
-    """What these objectives share.
-
-    Parameters
-    ----------
-    num_steps
-        K; each costs a gradient of the log joint, and training differentiates through it.
-    num_chains
-        C, independent chains a datapoint, over which the bound is averaged.
-    step_size
-        Of every step at first, in units of the guide's standard deviation where that is known.
-    """
+    """What these objectives share; their parameters are those of ``LMCVAE``."""
 
     kind: ClassVar[str]
     words: ClassVar[str]
@@ -81,7 +71,14 @@ class Bridging(Objective):
 class LMCVAE(Bridging):
     """Langevin Monte Carlo VAE: K unadjusted Langevin steps from the guide, a lower bound on each log p(x_n).
 
-    Parameters are those of ``Bridging``: num_steps, num_chains, step_size.
+    Parameters
+    ----------
+    num_steps
+        K; each costs a gradient of the log joint, and training differentiates through it.
+    num_chains
+        C, independent chains a datapoint, over which the bound is averaged.
+    step_size
+        Of every step at first, in units of the guide's standard deviation.
 
     Notes
     -----
@@ -115,7 +112,7 @@ class DAIS(Bridging):
     Parameters
     ----------
     num_steps, num_chains, step_size
-        As for ``Bridging``.
+        As for ``LMCVAE``.
     persistence
         Share of the momentum that each step keeps, at first.
 
@@ -156,7 +153,7 @@ class MCD(Bridging):
     Parameters
     ----------
     num_steps, num_chains, step_size
-        As for ``Bridging``.
+        As for ``LMCVAE``.
     hidden
         Sizes of the score network's hidden layers; it reads the location, the step and the datapoint.
 

@@ -1,7 +1,8 @@
 """The pilot run: temperatures, step sizes and whitening learned from runs of their own, then frozen.
 
 Adapting inside the weighted run would void E[w] = p(x), so the pilot has seed streams of its own and its weights are
-thrown away. Two passes: the first crowds its temperatures near the start, the second has equal thermodynamic length.
+thrown away. Two passes: the first is short and crowds its temperatures near the start, the second has equal
+thermodynamic length.
 
 Step sizes aim at the kernel's target acceptance and never go beyond its ``largest_step``: for Hamiltonian Monte Carlo
 a quarter of a period, where a Gaussian's u forgets where it was, while at the acceptance alone it may come back to it,
@@ -29,7 +30,7 @@ __all__ = ["PILOT_CHAINS", "Budget", "run_pilot"]
 
 PILOT_CHAINS = 4
 PILOT_TEMPERATURES = 50
-PILOT_PASSES = 2
+FIRST_PASS_GRADIENTS = 500  # of a chain; a longer first pass has gained nothing
 FIRST_STEP = 0.1
 WINDOW = 25  # temperatures over which the pilot's spread in u is averaged
 
@@ -57,14 +58,16 @@ class Budget:
         return make(self.num_temperatures)
 
     @property
-    def num_pilot_temperatures(self) -> int:
-        """P, temperatures of a pass of the pilot run."""
-        return max(self.num_temperatures, PILOT_TEMPERATURES)
+    def pilot_passes(self) -> tuple[int, int]:
+        """P, temperatures of each pass of the pilot run."""
+        second = max(self.num_temperatures, PILOT_TEMPERATURES)
+        rough = max(PILOT_TEMPERATURES, FIRST_PASS_GRADIENTS // self.kernel.num_gradients)
+        return min(rough, second), second
 
     @property
     def num_pilot_gradients(self) -> int:
         """Gradients a datapoint that the pilot run takes."""
-        return self.pilot * PILOT_PASSES * PILOT_CHAINS * self.num_pilot_temperatures * self.kernel.num_gradients
+        return self.pilot * PILOT_CHAINS * sum(self.pilot_passes) * self.kernel.num_gradients
 
 
 def run_pilot(start: Start, data: Data, budget: Budget, *, seed: int) -> Plan:
@@ -72,18 +75,18 @@ def run_pilot(start: Start, data: Data, budget: Budget, *, seed: int) -> Plan:
     scale = scale_of(start, data, seed)
     if not budget.pilot:
         return _flat_plan(budget.fixed_betas(), scale, budget.step_size)
-    count = budget.num_pilot_temperatures
-    plan = _flat_plan(schedules.power(count), scale, min(FIRST_STEP, budget.kernel.largest_step))
+    first, second = budget.pilot_passes
+    plan = _flat_plan(schedules.power(first), scale, min(FIRST_STEP, budget.kernel.largest_step))
     folded = data.fold(PILOT_CHAINS)
     pilot = stream_seed(seed, "pilot")
     backend = "eager" if budget.backend == "eager" else "fx"  # a pilot is short
     movers = make_movers(start, folded, budget.kernel, seed=pilot, backend=backend)
-    for turn in range(PILOT_PASSES):
+    for turn in range(2):
         latents = start.draw(folded, seed, f"pilot-{turn}")
         noise = generator(seed, "pilot-noise", turn, device=latents.u.device)
         run = anneal(movers, latents, plan, noise, adapt=True)
-        last = turn == PILOT_PASSES - 1
-        plan = _refine(plan, run, scale, _final_betas(plan, run, budget) if last else _shared(plan, run, count), budget)
+        betas = _final_betas(plan, run, budget) if turn else _shared(plan, run, second)
+        plan = _refine(plan, run, scale, betas, budget)
     return plan
 
 

@@ -10,6 +10,7 @@ failed       log p(x) is not finite
 frozen       mean acceptance below 0.1: nine in ten moves stay where they are, so the run is hardly annealing at all
 jump         one step of the path, with a standard deviation of its weight above 1.5 nats, is more than a third of
              the variance of all steps: fewer than exp(-1.5^2) = 1/10 of the draws at a temperature count at the next
+             (of ten temperatures or more: of fewer, each step is large)
 heavy        k-hat above min(1 - 1 / log10 S, 0.7) with S >= 100 draws [1]_; below 100 draws the prior on k decides
 slow         collapsed or short, and the log weights vary so much more than their steps that chains forget less than
              four times on their way: independent steps add variances, frozen ones add standard deviations [2]_
@@ -57,7 +58,7 @@ HARMLESS = ("stalled", "nonfinite")
 
 FROZEN_ACCEPTANCE = 0.1
 STALLED_SHARE = 0.1
-JUMP_SPREAD, JUMP_SHARE, JUMP_STEPS = 1.5, 1 / 3, 5  # a spike of the spread is shared by two steps
+JUMP_SPREAD, JUMP_SHARE, JUMP_STEPS = 1.5, 1 / 3, 10  # a spike of the spread is shared by two steps
 KHAT_DRAWS = 100
 LEAST_ESS, LEAST_DRAWS = 2.0, 5
 LARGEST_SE = 0.5

@@ -30,7 +30,7 @@ __all__ = ["PILOT_CHAINS", "Budget", "run_pilot"]
 
 PILOT_CHAINS = 4
 PILOT_TEMPERATURES = 50
-FIRST_PASS_GRADIENTS = 500  # of a chain; a longer first pass has gained nothing
+FIRST_PASS_GRADIENTS, SECOND_PASS_GRADIENTS = 500, 4000  # of a chain; longer passes have gained next to nothing
 FIRST_STEP = 0.1
 WINDOW = 25  # temperatures over which the pilot's spread in u is averaged
 
@@ -60,7 +60,8 @@ class Budget:
     @property
     def pilot_passes(self) -> tuple[int, int]:
         """P, temperatures of each pass of the pilot run."""
-        second = max(self.num_temperatures, PILOT_TEMPERATURES)
+        fine = max(PILOT_TEMPERATURES, SECOND_PASS_GRADIENTS // self.kernel.num_gradients)
+        second = min(max(self.num_temperatures, PILOT_TEMPERATURES), fine)
         rough = max(PILOT_TEMPERATURES, FIRST_PASS_GRADIENTS // self.kernel.num_gradients)
         return min(rough, second), second
 

@@ -154,8 +154,9 @@ def evidence(  # noqa: PLR0913 (the public face)
     x
         Data, N datapoints.
     method
-        ``am.AIS(...)`` (the default), ``am.ImportanceSampling(...)`` or another method's settings, or "auto", which is
-        ``am.Auto()``: the cheapest means for each datapoint that reach a standard error of 0.05 nats.
+        ``am.AIS(...)`` (the default), ``am.SMC(...)``, ``am.Langevin(...)``, ``am.Diffusion(...)`` or
+        ``am.ImportanceSampling(...)``; or "auto", which is ``am.Auto()``: for each datapoint the cheapest means that
+        reach a standard error of 0.05 nats.
     start
         "guide" (the default where there is one), "prior", or a ``LocalPosterior`` fitted on the same data.
     error

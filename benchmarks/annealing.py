@@ -310,16 +310,23 @@ def our_gap(
 
 
 def peer_gap(
-    vae: am.models.BernoulliVAE, schedule: str, pairs: tuple[Tensor, Tensor], num_temperatures: int, clock: Clock
+    vae: am.models.BernoulliVAE, schedule: str, pairs: tuple[Tensor, Tensor], num_temperatures: int, pace: float
 ) -> Gap:
+    """The gap on these pairs, and the time of a run at ``pace`` seconds a temperature in each direction."""
     z, x = pairs
     betas = FIXED[schedule](num_temperatures).tolist()
-    begin = clock.read()
     first = torch.randn(CHAINS * len(x), SIZES[0], generator=generator(0, "peer-start"))
     lower = Peer(vae, x, 0).run(first, betas)
     upper = -Peer(vae, x, 1).run(z.repeat(CHAINS, 1), betas[::-1])
-    took = clock.read() - begin
-    return Gap(num_temperatures, *gap_of(lower.double().numpy(), upper.double().numpy()), took)
+    return Gap(num_temperatures, *gap_of(lower.double().numpy(), upper.double().numpy()), 2 * num_temperatures * pace)
+
+
+def peer_pace(vae: am.models.BernoulliVAE, x: Tensor, clock: Clock) -> float:
+    """Seconds a temperature, whatever the schedule: the median of five runs of a few."""
+    few = LOOP_TEMPERATURES["peer"]
+    start, betas = torch.randn(CHAINS * len(x), SIZES[0]), np.linspace(0, 1, few + 1).tolist()
+    peer = Peer(vae, x, 0)
+    return float(np.median([clock.seconds(lambda: peer.run(start, betas)) / few for _ in range(5)]))
 
 
 def seconds_to(target: float, runs: list[Gap]) -> tuple[float, str]:
@@ -340,7 +347,7 @@ def our_gaps(pairs: tuple[Tensor, Tensor], program: am.Program, clock: Clock) ->
     fitting = clock.read() - begin
     near = [our_gap(program, local, pairs, count, clock) for count in (4, 8, 16, 32, 64)]
     return {
-        "ours, prior": [our_gap(program, "prior", pairs, count, clock) for count in (25, 50, 100, 200, 400)],
+        "ours, prior": [our_gap(program, "prior", pairs, count, clock) for count in (50, 100, 200)],
         "ours, local posteriors": near,
         "ours, local posteriors and their fitting": [run._replace(seconds=run.seconds + fitting) for run in near],
     }
@@ -349,8 +356,10 @@ def our_gaps(pairs: tuple[Tensor, Tensor], program: am.Program, clock: Clock) ->
 def gaps(options: argparse.Namespace, clock: Clock) -> None:
     vae = random_vae()
     pairs = simulate(vae, options.datapoints)
+    pace = peer_pace(vae, pairs[1], clock)
+    some = (pairs[0][: options.peer_datapoints], pairs[1][: options.peer_datapoints])
     found = {
-        f"peer, {schedule}": [peer_gap(vae, schedule, pairs, count, clock) for count in options.peer_temperatures]
+        f"peer, {schedule}": [peer_gap(vae, schedule, some, count, pace) for count in options.peer_temperatures]
         for schedule in ("linear", "sigmoid")
     }
     found |= our_gaps(pairs, am.Program(vae.model), clock)
@@ -376,6 +385,7 @@ def main() -> None:
     parser.add_argument("--inductor", action="store_true", help="also the loop as machine code")
     parser.add_argument("--gap", action="store_true", help="the time to a gap, in place of the speed")
     parser.add_argument("--datapoints", type=int, default=100, help="for the gap")
+    parser.add_argument("--peer-datapoints", type=int, default=20, help="on which the peer's gap is measured")
     parser.add_argument("--peer-temperatures", type=int, nargs="+", default=[100, 300, 1000])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

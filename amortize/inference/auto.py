@@ -16,6 +16,8 @@ better of two runs, or weighting them by their own measured variances, would fav
 large weights. That a datapoint stops when its own error looks small biases it downward, like the log of a mean itself
 by some share of the squared error; runs are therefore sized with headroom, so that few are decided by a second look,
 and a small error is believed only with a k-hat, an effective sample size and a spread of log weights that agree.
+What is left: where weights have a heavy tail, estimates are low by up to half their standard error on average (measured
+in docs/benchmarks.md), which does not average out over datapoints.
 Pareto-smoothed draws are not unbiased; ``lower`` holds the bound of the raw ones.
 
 Letters: C chains, N datapoints, S draws, T temperatures.

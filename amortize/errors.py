@@ -5,7 +5,8 @@ Every message says what was expected, what came, and the way out; the command li
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 
 __all__ = [
     "AmortizeError",
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingError",
     "UnboundedDiscreteError",
     "check_count",
+    "check_number",
 ]
 
 
@@ -113,3 +115,25 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ArgumentError(f"{name}: expected an integer of at least {least}, got {value!r}")
     return int(value)
+
+
+def check_number(name: str, value: object, interval: str = "(0, inf)") -> float:
+    """Return ``value`` as a float in ``interval``, whose brackets say which of its ends belong to it.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the argument, what was expected and what came.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond all floats
+            number = math.inf
+    at_an_end = (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
+    if not (low < number < high or at_an_end):
+        words = "a positive number" if interval == "(0, inf)" else f"a number in {interval}"
+        raise ArgumentError(f"{name}: expected {words}, got {value!r}")
+    return number

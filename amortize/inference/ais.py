@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, check_count, check_number
 from amortize.inference import schedule as schedules
 from amortize.inference import whitening
 from amortize.inference.annealing import Annealed, Plan, anneal, make_movers
@@ -81,8 +81,7 @@ class AIS(Method):
         if not isinstance(self.kernel, Kernel):
             raise ArgumentError(f"AIS kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {self.kernel!r}")
         self._check_schedule()
-        if not self.step_size > 0:
-            raise ArgumentError(f"AIS step_size: expected a positive number, got {self.step_size!r}")
+        check_number("AIS step_size", self.step_size)
         check_backend(self.backend)
         check_flag("AIS pilot", self.pilot)
 
@@ -93,7 +92,7 @@ class AIS(Method):
             return
         try:
             betas = np.asarray(self.schedule, dtype=float)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             betas = np.zeros(0)
         right = betas.shape == (self.num_temperatures + 1,) and betas[0] == 0 and betas[-1] == 1
         if not (right and (np.diff(betas) > 0).all()):

@@ -24,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from amortize.errors import check_count
+from amortize.errors import check_count, check_number
 from amortize.inference.annealed_objectives import require_continuous
 from amortize.inference.bridge import Evaluate, differentiable
-from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside, check_positive
+from amortize.inference.objective import BatchLoss, Objective, Terms
 from amortize.inference.path import Point
 from amortize.inference.whitening import pull, push
 from amortize.program.data import Data
@@ -77,8 +77,8 @@ class AMCVAE(Objective):
     def __post_init__(self) -> None:
         check_count("AMCVAE num_steps", self.num_steps)
         check_count("AMCVAE num_chains", self.num_chains, 2)
-        check_positive("AMCVAE step_size", self.step_size)
-        check_inside("AMCVAE target_acceptance", self.target_acceptance)
+        check_number("AMCVAE step_size", self.step_size)
+        check_number("AMCVAE target_acceptance", self.target_acceptance, "(0, 1)")
 
     @property
     def bound(self) -> str:

@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError, DiscreteLatentError, check_count
+from amortize.errors import ArgumentError, DiscreteLatentError, check_count, check_number
 from amortize.inference.bridge import Score, bridge, differentiable
 from amortize.inference.learned_steps import LearnedSteps
-from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside, check_positive
+from amortize.inference.objective import BatchLoss, Objective, Terms
 from amortize.inference.score_network import Features, ScoreNetwork
 from amortize.program.data import Data
 from amortize.program.handlers import unvalidated
@@ -47,7 +47,7 @@ class Bridging(Objective):
         title = type(self).__name__
         check_count(f"{title} num_steps", self.num_steps)
         check_count(f"{title} num_chains", self.num_chains)
-        check_positive(f"{title} step_size", self.step_size)
+        check_number(f"{title} step_size", self.step_size)
 
     @property
     def bound(self) -> str:
@@ -138,7 +138,7 @@ class DAIS(Bridging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_inside("DAIS persistence", self.persistence)
+        check_number("DAIS persistence", self.persistence, "(0, 1)")
 
     def steps(self) -> LearnedSteps:
         """Evenly spaced, with a momentum."""

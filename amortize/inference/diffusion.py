@@ -11,7 +11,6 @@ Letters: C draws, N datapoints, D latents, K steps.
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError, DiscreteLatentError, check_count
+from amortize.errors import ArgumentError, DiscreteLatentError, check_count, check_number
 from amortize.inference.bridge import KINDS
 from amortize.inference.bridge_batch import Batch, charts_of
 from amortize.inference.bridge_model import BridgeModel
@@ -112,9 +111,7 @@ class Diffusion(Method):
             check_count(f"Diffusion {name}", getattr(self, name))
         if self.train_draws is not None:
             check_count("Diffusion train_draws", self.train_draws)
-        rate: object = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-            raise ArgumentError(f"Diffusion learning_rate: expected a positive number, got {rate!r}")
+        check_number("Diffusion learning_rate", self.learning_rate)
         if not isinstance(self.hidden, tuple | list) or not self.hidden:
             raise ArgumentError(f"Diffusion hidden: expected sizes of layers such as (64, 64), got {self.hidden!r}")
         object.__setattr__(self, "hidden", tuple(check_count("Diffusion hidden", size) for size in self.hidden))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import check_count, check_number
 from amortize.inference.kernels import Info, Kernel, Parameters, Target, Transition
 from amortize.inference.leapfrog import metropolis, propose
 from amortize.inference.path import Point
@@ -42,8 +42,7 @@ class HMC(Kernel):
 
     def __post_init__(self) -> None:
         check_count("HMC num_leapfrog", self.num_leapfrog)
-        if not 0 <= self.jitter < 1:
-            raise ArgumentError(f"HMC jitter: expected a number in [0, 1), got {self.jitter!r}")
+        check_number("HMC jitter", self.jitter, "[0, 1)")
 
     @property
     def transition(self) -> Transition:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, check_number
 from amortize.inference.ais import AIS, annealing_path, num_gradients, run_ais
 from amortize.inference.annealing import Plan, anneal, make_movers
 from amortize.inference.mala import MALA
@@ -76,10 +76,8 @@ class Langevin(Method):
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.target_acceptance is not None and not 0 < self.target_acceptance < 1:
-            raise ArgumentError(
-                f"Langevin target_acceptance: expected None or a number in (0, 1), got {self.target_acceptance!r}"
-            )
+        if self.target_acceptance is not None:
+            check_number("Langevin target_acceptance", self.target_acceptance, "(0, 1)")
         try:
             annealing = self.annealing
         except ArgumentError as error:

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, check_count, check_number
 from amortize.inference.bridge import KINDS, UNDERDAMPED, Steps
 
 __all__ = ["LearnedSteps"]
@@ -62,10 +62,8 @@ class LearnedSteps(nn.Module):
         if kind not in KINDS:
             raise ArgumentError(f"kind: expected one of {KINDS}, got {kind!r}")
         num_steps = check_count("num_steps", num_steps)
-        if not 0 < step_size < math.inf:
-            raise ArgumentError(f"step_size: expected a positive number, got {step_size!r}")
-        if not 0 < persistence < 1:
-            raise ArgumentError(f"persistence: expected a number in (0, 1), got {persistence!r}")
+        check_number("step_size", step_size)
+        check_number("persistence", persistence, "(0, 1)")
         self.log_increments = nn.Parameter(_increments(betas, num_steps).log())
         self.log_step_sizes = nn.Parameter(torch.full((num_steps,), math.log(step_size)))
         self.log_widths = None if dim is None else nn.Parameter(torch.zeros(dim))

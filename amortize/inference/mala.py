@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amortize.errors import ArgumentError
+from amortize.errors import check_number
 from amortize.inference.kernels import Info, Kernel, Parameters, Target, Transition
 from amortize.inference.leapfrog import metropolis, propose
 from amortize.inference.path import Point
@@ -49,8 +49,7 @@ class MALA(Kernel):
     target_acceptance: float = 0.574
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_acceptance < 1:
-            raise ArgumentError(f"MALA target_acceptance: expected a number in (0, 1), got {self.target_acceptance!r}")
+        check_number("MALA target_acceptance", self.target_acceptance, "(0, 1)")
 
     @property
     def transition(self) -> Transition:

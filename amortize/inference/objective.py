@@ -8,24 +8,21 @@ in nats a datapoint, the same for a minibatch as for all the data. Letters: K pa
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amortize.errors import ArgumentError
 from amortize.program.data import Data
 from amortize.program.program import Program
 from amortize.program.trained import TrainedProgram
 from amortize.random import pyro_rng
 
-__all__ = ["BatchLoss", "Objective", "Terms", "check_inside", "check_positive"]
+__all__ = ["BatchLoss", "Objective", "Terms"]
 
 MAX_ROWS = 2**15
 
@@ -111,28 +108,3 @@ class Objective(ABC):
     def settings(self) -> dict[str, Any]:
         """What to write down."""
         return {"name": self.name, **asdict(self)}
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuse what is no finite number above 0.
-
-    Raises
-    ------
-    ArgumentError
-        Naming it.
-    """
-    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-        raise ArgumentError(f"{name}: expected a positive number, got {value!r}")
-
-
-def check_inside(name: str, value: object, *, ends: bool = False) -> None:
-    """Refuse what is no number between 0 and 1, the ``ends`` included or not.
-
-    Raises
-    ------
-    ArgumentError
-        Naming it.
-    """
-    inside = isinstance(value, Real) and (0 <= float(value) <= 1 if ends else 0 < float(value) < 1)
-    if not inside:
-        raise ArgumentError(f"{name}: expected a number in {'[0, 1]' if ends else '(0, 1)'}, got {value!r}")

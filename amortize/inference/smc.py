@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, check_count, check_number
 from amortize.inference.annealing import Movers, Plan, make_movers
 from amortize.inference.hmc import HMC
 from amortize.inference.kernels import Kernel, Parameters
@@ -102,10 +102,8 @@ class SMC(Method):
             check_count(f"SMC {name}", getattr(self, name), least)
         if not isinstance(self.kernel, Kernel):
             raise ArgumentError(f"SMC kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {self.kernel!r}")
-        if not 0 < self.conditional_ess < 1:
-            raise ArgumentError(f"SMC conditional_ess: expected a number in (0, 1), got {self.conditional_ess!r}")
-        if not 0 <= self.ess_threshold <= 1:
-            raise ArgumentError(f"SMC ess_threshold: expected a number in [0, 1], got {self.ess_threshold!r}")
+        check_number("SMC conditional_ess", self.conditional_ess, "(0, 1)")
+        check_number("SMC ess_threshold", self.ess_threshold, "[0, 1]")
         check_backend(self.backend)
 
     @property

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count
+from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, check_number
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objective import BatchLoss, Objective
@@ -34,6 +33,7 @@ from amortize.program.density import require_guide
 from amortize.program.guide_contract import verify_trained_guide
 from amortize.program.handlers import unvalidated
 from amortize.program.operands import require_program
+from amortize.program.options import check_flag
 from amortize.program.program import Program
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
 
@@ -82,15 +82,16 @@ class Training:
     redraw: Callable[[Data, torch.Generator], Data] | None = None
 
     def __post_init__(self) -> None:
-        if not _positive(self.learning_rate):
-            raise ArgumentError(f"Training learning_rate: expected a positive number, got {self.learning_rate!r}")
+        check_number("Training learning_rate", self.learning_rate)
         if self.schedule not in SCHEDULES:
             raise ArgumentError(f"Training schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
         for name in ("batch_size", "validate_every", "patience"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name == "validate_every":
                 check_count(f"Training {name}", getattr(self, name))
-        if self.clip_norm is not None and not _positive(self.clip_norm):
-            raise ArgumentError(f"Training clip_norm: expected a positive number, got {self.clip_norm!r}")
+        if self.clip_norm is not None:
+            check_number("Training clip_norm", self.clip_norm)
+        if self.progress is not None:
+            check_flag("Training progress", self.progress)
         if self.patience is not None and self.validation is None:
             raise ArgumentError("Training patience: early stopping needs validation data, Training(validation=...)")
         if self.redraw is not None and not callable(self.redraw):
@@ -185,11 +186,6 @@ def fit(  # noqa: PLR0913 (the public face)
         bound=made.bound if isinstance(made, Objective) else "ELBO",
         extra={} if run.loss is None else run.loss.own_state(),
     )
-
-
-def _positive(value: object) -> bool:
-    """A finite number above 0."""
-    return isinstance(value, Real) and 0 < float(value) < math.inf
 
 
 def _bind(program: Program, data: Data, training: Training) -> None:

@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amortize.errors import check_count
+from amortize.errors import check_count, check_number
 from amortize.inference.iwae import log_mean_exp
-from amortize.inference.objective import BatchLoss, Objective, Terms, check_inside
+from amortize.inference.objective import BatchLoss, Objective, Terms
 from amortize.program.data import Data
 from amortize.program.dreams import dream, require_dreams
 from amortize.program.handlers import unvalidated
@@ -67,7 +67,7 @@ class WakeSleep(Objective):
 
     def __post_init__(self) -> None:
         check_count("WakeSleep num_particles", self.num_particles)
-        check_inside("WakeSleep sleep", self.sleep, ends=True)
+        check_number("WakeSleep sleep", self.sleep, "[0, 1]")
 
     @property
     def bound(self) -> str:

@@ -30,6 +30,7 @@ from amortize.inference.method import MAX_ROWS
 from amortize.inference.score_network import Features
 from amortize.inference.starts import GaussianStart, Start
 from amortize.program.data import Data
+from amortize.program.runtime import undisturbed
 from amortize.random import generator, pyro_rng, stream_seed
 
 __all__ = ["Recipe", "Trained", "train"]
@@ -160,9 +161,10 @@ class _Run:
         interrupted = False
         count = self.recipe.num_iterations
         try:
-            for step in tqdm(range(count), desc="training a bridge", leave=False, disable=None):
-                bound = self._step(self._rows(next(batches)), step)
-                history.append(bound)
+            with undisturbed():
+                for step in tqdm(range(count), desc="training a bridge", leave=False, disable=None):
+                    bound = self._step(self._rows(next(batches)), step)
+                    history.append(bound)
         except KeyboardInterrupt:
             interrupted = True
             warnings.warn(

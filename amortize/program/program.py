@@ -33,6 +33,7 @@ from amortize.program.hidden import hidden_sites
 from amortize.program.joint import CompiledLogJoint
 from amortize.program.names import refuse_shared_names
 from amortize.program.options import check_callable, check_flag, check_givens, read_condition
+from amortize.program.runtime import undisturbed
 from amortize.program.scales import common_scale
 from amortize.program.simulate import reconstruct, simulate
 from amortize.program.simulated import Simulated, replaced, simulated
@@ -300,7 +301,8 @@ class Program(nn.Module):
             flags = {module: module.training for module in self.modules()}
             self.eval()
             try:
-                yield
+                with undisturbed():
+                    yield
             finally:
                 for module, flag in flags.items():
                     module.training = flag

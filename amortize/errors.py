@@ -29,6 +29,7 @@ __all__ = [
     "UnboundedDiscreteError",
     "check_count",
     "check_number",
+    "shown",
 ]
 
 
@@ -127,7 +128,7 @@ def check_number(name: str, value: object, interval: str = "(0, inf)") -> float:
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         try:
             number = float(value)
         except OverflowError:  # an integer beyond all floats
@@ -137,3 +138,10 @@ def check_number(name: str, value: object, interval: str = "(0, inf)") -> float:
         words = "a positive number" if interval == "(0, inf)" else f"a number in {interval}"
         raise ArgumentError(f"{name}: expected {words}, got {value!r}")
     return number
+
+
+def shown(value: object) -> str:
+    """A value as messages show what came; for a class, that an object of it was meant."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}; make an object of it, {value.__name__}(...)"
+    return repr(value)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from amortize.errors import ArgumentError, check_count, check_number
+from amortize.errors import ArgumentError, check_count, check_number, shown
 from amortize.inference import schedule as schedules
 from amortize.inference import whitening
 from amortize.inference.annealing import Annealed, Plan, anneal, make_movers
@@ -79,7 +79,7 @@ class AIS(Method):
         for name in ("num_chains", "num_temperatures"):
             check_count(f"AIS {name}", getattr(self, name))
         if not isinstance(self.kernel, Kernel):
-            raise ArgumentError(f"AIS kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {self.kernel!r}")
+            raise ArgumentError(f"AIS kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {shown(self.kernel)}")
         self._check_schedule()
         check_number("AIS step_size", self.step_size)
         check_backend(self.backend)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, check_count, shown
 from amortize.inference.ais import AIS
 from amortize.inference.annealer import Annealer
 from amortize.inference.drawing import Drawer
@@ -105,7 +105,7 @@ class Auto(Method):
         for name in ("num_chains", "num_temperatures"):
             check_count(f"Auto {name}", getattr(self, name), 5)
         if not isinstance(self.kernel, Kernel):
-            raise ArgumentError(f"Auto kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {self.kernel!r}")
+            raise ArgumentError(f"Auto kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {shown(self.kernel)}")
         check_flag("Auto refine", self.refine)
         check_backend(self.backend)
 

@@ -271,6 +271,12 @@ class TrainedDiffusion(Method):
                 f"method: this bridge was trained for {self.model.dim} latent dimensions a datapoint, and these have "
                 f"{start.log_joint.dim}; fit it on the same program"
             )
+        features = self.model.features
+        if features is not None and not features.fit(data):
+            raise ArgumentError(
+                f"method: this bridge was trained on data of {len(features.loc)} numbers a datapoint, and these have "
+                "another number of them; fit it on the same program and data like these"
+            )
         if self.data is None:
             if start.name != self.start:
                 raise ArgumentError(

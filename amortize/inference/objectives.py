@@ -15,7 +15,7 @@ from pyro.infer import (
 )
 from torch import Tensor
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, shown
 from amortize.inference.amcvae import AMCVAE
 from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
 from amortize.inference.iwae import IWAE
@@ -56,7 +56,7 @@ def make_objective(objective: str | ELBO | Objective) -> ELBO | Objective:
     if not isinstance(objective, str) or objective not in makers:
         raise ArgumentError(
             f"objective: expected one of 'auto', {', '.join(map(repr, makers))}, their settings, as am.IWAE(...), or a "
-            f"pyro.infer ELBO, got {objective!r}"
+            f"pyro.infer ELBO, got {shown(objective)}"
         )
     return makers[objective]()
 

@@ -40,7 +40,7 @@ def as_latents(log_joint: LogJoint, data: Data, draws: Mapping[str, Any], *, see
         )
     values, counts = {}, set()
     for name in needed:
-        site, value = structure.sites[name], torch.as_tensor(np.asarray(draws[name]))
+        site, value = structure.sites[name], _as_tensor(name, draws[name])
         if value.shape[1:] != (num, *site.shape) or not len(value):
             raise ArgumentError(
                 f"posterior_draws: expected {name!r} of shape (draws, {', '.join(map(str, (num, *site.shape)))}), got "
@@ -56,6 +56,14 @@ def as_latents(log_joint: LogJoint, data: Data, draws: Mapping[str, Any], *, see
     if not bool(torch.isfinite(latents.u).all()):
         raise ArgumentError("posterior_draws: some lie outside the support of their site, or on its border")
     return latents
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = type(value).__name__
+        raise ArgumentError(f"posterior_draws: expected an array of numbers for {name!r}, got {got}") from error
 
 
 def annealed_draws(start: Start, data: Data, settings: AIS, *, seed: int) -> Latents:

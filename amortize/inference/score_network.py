@@ -50,6 +50,10 @@ class Features:
         """F, features a datapoint."""
         return len(self.loc) + int(self.missing.sum())
 
+    def fit(self, data: Data) -> bool:
+        """Whether datapoints have as many numbers as those that these were learned from."""
+        return _flat(data).shape[1] == len(self.loc)
+
     def __call__(self, data: Data) -> Tensor:
         """Features (N, F) of datapoints."""
         flat = _flat(data)

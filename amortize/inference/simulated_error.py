@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from amortize.errors import AmortizeWarning
+from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto
-from amortize.inference.bdmc import bdmc, refitted
+from amortize.inference.bdmc import bdmc, refitted, require_start_elsewhere
+from amortize.inference.diffusion import TrainedDiffusion
 from amortize.inference.evidence import evidence
 from amortize.inference.langevin import Langevin
 from amortize.inference.local import LocalPosterior
@@ -34,10 +35,11 @@ from amortize.program.data import Data
 from amortize.program.program import Program
 from amortize.random import stream_seed
 
-__all__ = ["SimulatedError", "simulated_error"]
+__all__ = ["SimulatedError", "require_simulation", "simulated_error"]
 
 FEWEST, MOST = 32, 256
 """Simulated datapoints: more data sets are simulated for few datapoints, and of many some are taken."""
+FEW_ROWS = 2
 MARGIN = 0.5  # of the range of simulated evidence, to either side
 OUTSIDE_SHARE = 0.25
 HARDER = 2.0
@@ -137,6 +139,26 @@ def simulated_error(
     for text in found.warnings:
         warnings.warn(text, AmortizeWarning, stacklevel=3)
     return found
+
+
+def require_simulation(program: Program, data: Data, method: Method, start: str | LocalPosterior | None) -> None:
+    """Try on a few datapoints what ``simulated_error`` needs, so that what it would refuse is refused at once.
+
+    Raises
+    ------
+    ReplayError
+        Where the model can't be simulated.
+    ArgumentError, GuideDataError
+        For a method or a guide that serves no other data than those it was made on.
+    """
+    if isinstance(method, TrainedDiffusion) and method.data is not None:
+        raise ArgumentError(
+            f"error: 'simulated' tries the method on simulated data, and the {method.diffusion.base} base of this "
+            "bridge belongs to the datapoints it was trained on. Give its settings, method=am.Diffusion(...), which "
+            "are trained on any data, or a bridge of base='start'"
+        )
+    require_start_elsewhere(program, start)
+    program.simulated(data.rows(slice(0, FEW_ROWS)), seed=0)
 
 
 def _reference(method: Method) -> AIS:

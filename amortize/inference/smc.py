@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import ArgumentError, check_count, check_number
+from amortize.errors import ArgumentError, check_count, check_number, shown
 from amortize.inference.annealing import Movers, Plan, make_movers
 from amortize.inference.hmc import HMC
 from amortize.inference.kernels import Kernel, Parameters
@@ -101,7 +101,7 @@ class SMC(Method):
         for name, least in (("num_particles", 2), ("num_moves", 1), ("pilot_particles", 2), ("max_temperatures", 1)):
             check_count(f"SMC {name}", getattr(self, name), least)
         if not isinstance(self.kernel, Kernel):
-            raise ArgumentError(f"SMC kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {self.kernel!r}")
+            raise ArgumentError(f"SMC kernel: expected am.HMC(...), am.MALA() or am.ULA(), got {shown(self.kernel)}")
         check_number("SMC conditional_ess", self.conditional_ess, "(0, 1)")
         check_number("SMC ess_threshold", self.ess_threshold, "[0, 1]")
         check_backend(self.backend)

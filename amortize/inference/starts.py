@@ -90,7 +90,7 @@ class GuideStart(Start):
 class GaussianStart(Start):
     """A Gaussian in u for each datapoint: ``loc`` (N, D) and ``scale_tril`` (N, D, D)."""
 
-    name = "local"
+    name = "local posterior"
 
     def __init__(self, log_joint: LogJoint, loc: Tensor, scale_tril: Tensor) -> None:
         self.log_joint, self.loc, self.scale_tril = log_joint, loc, scale_tril

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from amortize.diagnostics.weights import log_evidence_se, log_mean_exp
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, shown
 from amortize.inference.ais import AIS
 from amortize.inference.annealing import Plan, anneal, make_movers
 from amortize.inference.auto import Auto
@@ -133,7 +133,7 @@ def _no_reverse(method: object) -> str:
     why = ". It has no run in reverse; am.AIS has one with any kernel" if isinstance(method, Method) else ""
     if isinstance(method, (SMC, Auto)):
         why = ". A run that resamples or searches has no reversal of known weight; am.AIS with the same kernel has"
-    return f"method: expected am.AIS(...), am.Langevin(...) or am.ImportanceSampling(...), got {method!r}{why}"
+    return f"method: expected am.AIS(...), am.Langevin(...) or am.ImportanceSampling(...), got {shown(method)}{why}"
 
 
 @both_sides.register

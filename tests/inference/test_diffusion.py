@@ -142,7 +142,7 @@ def test_a_local_posterior_is_kept_as_the_start(analysis):
     local = am.fit_local(program, x, family="full-covariance")
     fitted = short(num_draws=200).fit(program, x, start=local)
     evidence = am.evidence(program, x, method=fitted, start=local)
-    assert evidence.start == "local"
+    assert evidence.start == "local posterior"
     assert (np.abs(evidence.log_evidence - analysis.log_evidence(x).numpy()) < 0.02).all()
 
 
@@ -173,6 +173,12 @@ def test_a_bridge_is_used_from_the_start_it_was_trained_from(analysis, fitted):
     other = am.models.FactorAnalysis.random(latent_dim=2, data_dim=8)
     with pytest.raises(ArgumentError, match="3 latent dimensions"):
         am.evidence(other.program(), analysis.simulate(4), method=fitted)
+
+
+def test_a_bridge_is_used_on_data_of_the_width_it_was_trained_on(fitted):
+    other = am.models.FactorAnalysis.random(latent_dim=3, data_dim=5)
+    with pytest.raises(ArgumentError, match="trained on data of 8 numbers a datapoint"):
+        am.evidence(other.program(), other.simulate(4), method=fitted)
 
 
 # Data of other kinds

@@ -21,7 +21,7 @@ NUMBERS = [
     for item in fields(kind())
     if type(getattr(kind(), item.name)) in (int, float)
 ]
-WRONG = (True, None, "3", -1, float("nan"), [], object(), am.HMC, torch.ones(2))
+WRONG: tuple[Any, ...] = (True, None, "3", -1, float("nan"), [], object(), am.HMC, torch.ones(2))
 
 
 @pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=[f"{kind.__name__}-{name}" for kind, name in NUMBERS])
@@ -58,3 +58,14 @@ def test_an_interval_holds_the_ends_that_its_brackets_say() -> None:
     for value, interval in ((0, "(0, 1]"), (1, "[0, 1)"), (10**400, "(0, inf)"), (float("inf"), "(0, inf)")):
         with pytest.raises(ArgumentError, match="a: expected a"):
             check_number("a", value, interval)
+
+
+@pytest.mark.parametrize("kind", [am.AIS, am.SMC, am.Auto])
+def test_a_class_is_told_from_an_object_of_it(kind: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"kernel: .* got the class MALA; make an object of it, MALA\(...\)"):
+        kind(kernel=am.MALA)
+    program = am.models.FactorAnalysis.random(latent_dim=2, data_dim=4, seed=0).program()
+    with pytest.raises(ArgumentError, match=f"method: .* got the class {kind.__name__}; make an object of it"):
+        am.evidence(program, torch.zeros(2, 4), method=kind)
+    with pytest.raises(ArgumentError, match=r"objective: .* got the class IWAE; make an object of it"):
+        am.fit(program, torch.zeros(2, 4), objective=am.IWAE)  # type: ignore[arg-type]

@@ -128,7 +128,14 @@ def test_exact_evidence_has_no_error_to_simulate():
     assert am.evidence(am.Program(case.model), case.data, error="simulated").simulated is None
 
 
-def test_wrong_arguments_are_named():
+class Untried(am.ImportanceSampling):
+    """Fails where it is asked for estimates."""
+
+    def estimate(self, start, data, *, seed):
+        raise AssertionError("estimated before it was known that data can be simulated")
+
+
+def test_wrong_arguments_are_named_before_anything_is_estimated():
     x = torch.zeros(4, dtype=torch.float64)
     with pytest.raises(ArgumentError, match="error: expected one of"):
         am.evidence(am.Program(normal), x, error="bread")
@@ -138,9 +145,16 @@ def test_wrong_arguments_are_named():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.factor("likelihood", -(x - z).abs())
 
-    method = am.ImportanceSampling(num_draws=10)
+    method = Untried()
     with pytest.raises(ReplayError, match="'likelihood' is a pyro"):
         am.evidence(am.Program(model), torch.zeros(4), method=method, error="simulated")
+
+
+def test_what_serves_its_own_data_only_can_not_be_tried_on_simulated_ones(analysis):
+    x = analysis.simulate(4, seed=1)
+    bridge = am.Diffusion(num_steps=2, num_iterations=2, base="mean-field").fit(analysis.program(), x)
+    with pytest.raises(ArgumentError, match=r"error: 'simulated' tries the method .* base='start'"):
+        am.evidence(analysis.program(), x, method=bridge, error="simulated")
 
 
 def test_a_stop_while_simulating_keeps_the_estimates(monkeypatch):

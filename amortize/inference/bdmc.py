@@ -36,10 +36,11 @@ from amortize.program.data import Data
 from amortize.program.density import Latents
 from amortize.program.operands import require_program
 from amortize.program.program import Program
+from amortize.program.runtime import undisturbed
 from amortize.program.simulated import exact_latents, shares_observations
 from amortize.random import check_seed, stream_seed
 
-__all__ = ["bdmc", "refitted"]
+__all__ = ["bdmc", "refitted", "require_start_elsewhere"]
 
 EXACT = "the latents that made the data"
 
@@ -199,12 +200,17 @@ def _start_on(program: Program, data: Data, start: str | LocalPosterior | None, 
     """The same kind of start on simulated data."""
     if isinstance(start, LocalPosterior):
         return make_start(program, data, refitted(program, data, start, seed))
-    if program.bound is not None and start != "prior":
+    require_start_elsewhere(program, start)
+    return make_start(program, data, start)
+
+
+def require_start_elsewhere(program: Program, start: str | LocalPosterior | None) -> None:
+    """Refuse a guide that can't be used on simulated data."""
+    if program.bound is not None and not isinstance(start, LocalPosterior) and start != "prior":
         raise GuideDataError(
             "this AutoGuide belongs to the data that it was made on and knows nothing of simulated ones. Start from "
             "the prior, start='prior', or from local posteriors, start=am.fit_local(program, x, init='prior')"
         )
-    return make_start(program, data, start)
 
 
 def _warn_if_blind(start: Start, data: Data, simulated: Data, seed: int) -> None:
@@ -234,7 +240,7 @@ def _run(method: Method, batches: list[Batch], seed: int) -> tuple[BothSides, bo
     parts: list[BothSides] = []
     done = 0
     try:
-        with tqdm(total=num, desc="bdmc", unit="datapoint", leave=False, disable=None) as bar:
+        with undisturbed(), tqdm(total=num, desc="bdmc", unit="datapoint", leave=False, disable=None) as bar:
             for turn, batch in enumerate(batches):
                 for rows in _chunks(method, batch):
                     parts.append(_sides(method, batch, rows, stream_seed(seed, "chunk", turn, rows.start)))

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from amortize.diagnostics.trust import Trust, assess
-from amortize.errors import AmortizeWarning, ArgumentError
+from amortize.errors import AmortizeWarning, ArgumentError, shown
 from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto, shortfall
 from amortize.inference.importance import ImportanceSampling
@@ -24,6 +24,7 @@ from amortize.inference.starts import GaussianStart, GuideStart, PriorStart, Sta
 from amortize.program.data import Data
 from amortize.program.operands import require_program
 from amortize.program.program import Program
+from amortize.program.runtime import undisturbed
 from amortize.random import check_seed, stream_seed
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ def evidence(  # noqa: PLR0913 (the public face)
         Where the program breaks the contract; the message names the site.
     ArgumentError
         For an unknown method or start.
+    ReplayError
+        With ``error="simulated"``, where data can't be simulated from the model; nothing is estimated then.
 
     Examples
     --------
@@ -193,7 +196,8 @@ def evidence(  # noqa: PLR0913 (the public face)
     require_program(program)
     method = AIS() if method is None else Auto() if isinstance(method, str) and method == "auto" else method
     if not isinstance(method, Method):
-        raise ArgumentError(f"method: expected 'auto', am.AIS(...) or the settings of another method, got {method!r}")
+        got = shown(method)
+        raise ArgumentError(f"method: expected 'auto', am.AIS(...) or the settings of another method, got {got}")
     if error not in ERRORS:
         raise ArgumentError(f"error: expected one of {ERRORS}, got {error!r}")
     seed = check_seed(seed)
@@ -202,6 +206,8 @@ def evidence(  # noqa: PLR0913 (the public face)
     with program.evaluating(), program.treating(discrete):
         origin = make_start(program, data, start)
         exact = not (origin.log_joint.dim or origin.log_joint.structure.sampled)
+        if error == "simulated" and not exact:
+            _try_simulation(program, data, method, start)
         result, interrupted = (
             (_by_enumeration(origin, data), False)
             if exact
@@ -225,6 +231,12 @@ def evidence(  # noqa: PLR0913 (the public face)
         start=origin.name,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _try_simulation(program: Program, data: Data, method: Method, start: str | LocalPosterior | None) -> None:
+    from amortize.inference.simulated_error import require_simulation  # it runs evidence itself
+
+    require_simulation(program, data, method, start)
 
 
 def _simulated(
@@ -252,7 +264,7 @@ def _in_chunks(method: Method, start: Start, data: Data, seed: int) -> tuple[Est
     parts: list[Estimate] = []
     hidden = True if num <= size else None
     try:
-        with tqdm(total=num, desc="evidence", unit="datapoint", leave=False, disable=hidden) as bar:
+        with undisturbed(), tqdm(total=num, desc="evidence", unit="datapoint", leave=False, disable=hidden) as bar:
             for rows in _chunks(num, size):
                 chunk_seed = stream_seed(seed, "chunk", rows.start)
                 parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))

@@ -21,7 +21,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, check_number
+from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, check_number, shown
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objective import BatchLoss, Objective
@@ -35,6 +35,7 @@ from amortize.program.handlers import unvalidated
 from amortize.program.operands import require_program
 from amortize.program.options import check_flag
 from amortize.program.program import Program
+from amortize.program.runtime import undisturbed
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
 
 __all__ = ["Training", "fit"]
@@ -158,7 +159,7 @@ def fit(  # noqa: PLR0913 (the public face)
     require_program(program)
     training = Training() if training is None else training
     if not isinstance(training, Training):
-        raise ArgumentError(f"training: expected am.Training(learning_rate=..., ...), got {training!r}")
+        raise ArgumentError(f"training: expected am.Training(learning_rate=..., ...), got {shown(training)}")
     num_steps = check_count("num_steps", num_steps, 0)
     seed = check_seed(seed)
     require_guide(program)
@@ -254,7 +255,7 @@ class _Run:
         hidden = None if self.training.progress is None else not self.training.progress
         bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
         try:
-            with LOCK, bar, pyro_rng(self.seed, "steps"):
+            with LOCK, bar, undisturbed(), pyro_rng(self.seed, "steps"):
                 for step in range(1, self.num_steps + 1):
                     row = self._step(next(batches), optimiser, step)
                     last = step == self.num_steps

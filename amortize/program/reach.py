@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from amortize.program.autoguide import AutoDensity
 from amortize.program.data import Data
 from amortize.program.guide_runs import GuideRun, frozen_statistics
 from amortize.program.handlers import LogTerms, Record, Substitute
@@ -77,7 +78,7 @@ class Reach:
 
 def unconstrained(trained: TrainedProgram, folded: Data, values: Mapping[str, Tensor]) -> Tensor:
     """U (B, D) of what a run of the guide drew, differentiable in it."""
-    if AutoRun.U in values:
+    if isinstance(trained.guide, AutoDensity):
         return values[AutoRun.U]
     if isinstance(trained.log_joint, WholeLogJoint):
         return trained.log_joint.whole.flatten(folded, values)

@@ -119,7 +119,7 @@ class TrainedProgram:
 
         Latents that both hide are left out, as they are of the guide's density.
         """
-        u = values.get(AutoRun.U)
+        u = values[AutoRun.U] if isinstance(self.guide, AutoDensity) else None
         terms = self.log_joint.terms(folded, u=u, values=None if u is not None else values)
         return terms.joint - self.stand_ins(terms), terms.outside
 

@@ -221,6 +221,28 @@ def test_hidden_and_constrained_latents_have_bounds_too(name):
     assert -0.02 < (exact - bound)[:7].mean() < 0.1
 
 
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_latent_may_have_any_name(name):
+    """Also the letter that the package's own code gives to all unconstrained latents."""
+
+    def fitted(site):
+        def model(x):
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample(site, dist.Normal(x.new_zeros(()), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x):
+            slope = pyro.param("slope", torch.tensor(0.3, dtype=torch.float64))
+            with pyro.plate("data", x.shape[0]):
+                pyro.sample(site, dist.Normal(slope * x, 0.7))
+
+        pyro.clear_param_store()
+        program = am.Program(model, guide)
+        return am.fit(program, torch.linspace(-2, 2, 10).double(), objective=name, num_steps=2).history.elbo.to_numpy()
+
+    assert (fitted("u") == fitted("z")).all()
+
+
 @pytest.mark.parametrize("name", ["iwae", "wake-sleep", "a-mcvae", "mcd"])
 def test_autoguides_and_whole_data_sets_train(name):
     from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal

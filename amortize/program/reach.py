@@ -97,21 +97,22 @@ def unconstrained(trained: TrainedProgram, folded: Data, values: Mapping[str, Te
 def moments(trained: TrainedProgram, run: GuideRun, batch: Data) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (N, D) of the guide over u: its own where it states them, else of a few draws.
 
-    Its own are differentiable in its parameters, as they must be for the gradient of what depends on them; those of
-    draws are plain numbers, independent of any other draw.
+    Both are differentiable in its parameters, as they must be for the gradient of what depends on them: a guide that
+    widens lengthens the steps. The draws are independent of any other draw.
     """
     real = all(site.support == "Real" for site in trained.structure.sites.values()) and not trained.guide.hides
     stated = run.moments() if real else None
     if stated is not None:
         pairs = ({name: pair[i] for name, pair in stated.items()} for i in range(2))
         loc, scale = (unconstrained(trained, batch, values) for values in pairs)
-    else:
-        with torch.no_grad(), frozen_statistics(trained.program):
-            drawn = run.draw(SCALE_DRAWS, cut=True, pathwise=False)
-            u = unconstrained(trained, batch.fold(SCALE_DRAWS), drawn.values)
-        u = u.reshape(SCALE_DRAWS, batch.num_datapoints, -1)
-        loc, scale = u.mean(0), u.std(0)
-    return loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
+        return loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
+    with frozen_statistics(trained.program):
+        drawn = run.draw(SCALE_DRAWS, cut=False, pathwise=True)
+        u = unconstrained(trained, batch.fold(SCALE_DRAWS), drawn.values)
+    u = u.reshape(SCALE_DRAWS, batch.num_datapoints, -1)
+    variance = u.var(0)  # the root of 0 has no gradient
+    usable = torch.isfinite(variance) & (variance > 0)
+    return u.mean(0), torch.where(usable, variance, torch.ones_like(variance)).sqrt()
 
 
 def _messages(trained: TrainedProgram, folded: Data, values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

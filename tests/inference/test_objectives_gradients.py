@@ -127,11 +127,22 @@ PATHWISE = {
 }
 
 
-@pytest.mark.parametrize("name", PATHWISE)
-def test_pathwise_gradients_are_those_of_finite_differences(name):
-    """With the noise held, each bound is a smooth function of every parameter, those of the objective too."""
+def drawn_scales():
+    """A guide whose widths over u are not stated: the steps' units are measured from its draws."""
+    chain = Chain()
+    return am.Program(chain.model, chain.guide), torch.linspace(-1, 3, 5, dtype=torch.float64)
+
+
+def stated_scales():
     analysis, x = linear_gaussian(3)
-    program = analysis.program()
+    return analysis.program(), x
+
+
+@pytest.mark.parametrize("make", [stated_scales, drawn_scales])
+@pytest.mark.parametrize("name", PATHWISE)
+def test_pathwise_gradients_are_those_of_finite_differences(name, make):
+    """With the noise held, each bound is a smooth function of every parameter, those of the objective too."""
+    program, x = make()
     data = program.prepare(x)
     loss = PATHWISE[name].on(program, data, seed=0)
     parameters = [*program.parameters(), *loss.own_parameters()]

@@ -128,6 +128,27 @@ def test_heavy_tails_that_look_good_by_chance_are_not_believed():
 
 
 @missed
+def test_draws_that_were_lucky_twice_are_not_believed():
+    """Under a guide 0.6 times as wide as the posterior, the draws that two looks pass are 0.1 nats too low."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 0.6).to_event(1))
+
+    x = torch.zeros(256, dtype=torch.float64)
+    result = am.evidence(am.Program(model, guide), x, method=am.Auto(refine=False))
+    error = result.log_evidence - stats.norm.logpdf(0.0)
+    assert (result.se <= 0.05).all()
+    assert error.mean() > -0.05**2 - z_value() * 0.05 / np.sqrt(len(x))
+    z = error / result.se
+    assert z.std(ddof=1) < 1 + z_value(2) / np.sqrt(2 * z.size) and np.abs(z).max() < z_value(2 * z.size)
+
+
 def test_a_second_mode_is_not_lost_to_a_fit_of_the_first():
     x = torch.tensor([0.7, 1.5, 2.0, 3.0], dtype=torch.float64)
     method = am.Auto(target_se=0.08, max_gradients=60_000)

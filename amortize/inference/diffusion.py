@@ -24,7 +24,7 @@ from amortize.inference.bridge import KINDS
 from amortize.inference.bridge_batch import Batch, charts_of
 from amortize.inference.bridge_model import BridgeModel
 from amortize.inference.chart import Chart
-from amortize.inference.diffusion_training import Recipe, Trained, train
+from amortize.inference.diffusion_training import FIRST_SIZES, Recipe, Trained, train
 from amortize.inference.evidence import make_start
 from amortize.inference.families import FAMILIES
 from amortize.inference.local import LocalPosterior
@@ -188,7 +188,8 @@ class Diffusion(Method):
             parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))
         whole = concatenate(parts)
         share = min(self.batch_size, data.num_datapoints) / data.num_datapoints
-        cost = TRAINING_COST * self.num_iterations * self._train_draws(data) * self.num_evaluations * share
+        paths = TRAINING_COST * self.num_iterations + len(FIRST_SIZES)  # first step sizes are tried by values alone
+        cost = method.result.base_gradients + paths * self._train_draws(data) * self.num_evaluations * share
         return replace(whole, name=f"{whole.name}, trained on these data", num_gradients=whole.num_gradients + cost)
 
 

@@ -33,7 +33,7 @@ from amortize.program.data import Data
 from amortize.program.runtime import undisturbed
 from amortize.random import generator, pyro_rng, stream_seed
 
-__all__ = ["Recipe", "Trained", "train"]
+__all__ = ["FIRST_SIZES", "Recipe", "Trained", "train"]
 
 PRETRAINING_STEPS, PRETRAINING_DRAWS = 3000, 8
 FIRST_SIZES = tuple(2.0**-power for power in range(8))
@@ -59,11 +59,15 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-    """A bridge, and the mean log weight at each iteration (I,), nats a datapoint."""
+    """A bridge, and the mean log weight at each iteration (I,), nats a datapoint.
+
+    ``base_gradients`` (N,) are those that fitting a base to each datapoint took, before the training.
+    """
 
     model: BridgeModel
     history: np.ndarray
     interrupted: bool
+    base_gradients: np.ndarray
 
 
 def train(start: Start, data: Data, recipe: Recipe, *, seed: int) -> Trained:
@@ -75,19 +79,22 @@ def train(start: Start, data: Data, recipe: Recipe, *, seed: int) -> Trained:
         If no datapoint has a finite density, no step size a finite weight, or the gradient stays non-finite.
     """
     usable = _usable(start, data, seed)
-    model = make_model(start, data, usable, recipe, seed)
+    model, base_gradients = make_model(start, data, usable, recipe, seed)
     if model.base is not None:
         charts = Chart(*(table.detach() for table in model.base.chart(data.index)))
     else:
         charts = charts_of(start, data, seed)
     run = _Run(model, start, data, charts, recipe=recipe, seed=seed)
-    return run.train(usable)
+    history, interrupted = run.train(usable)
+    return Trained(model, history, interrupted, base_gradients)
 
 
-def make_model(start: Start, data: Data, usable: Tensor, recipe: Recipe, seed: int) -> BridgeModel:
-    """The bridge before training; a trained base begins at a local posterior."""
-    like = start.log_joint.like
-    base = None if recipe.base == "start" else _make_base(start, data, recipe.base, seed).to(like)
+def make_model(start: Start, data: Data, usable: Tensor, recipe: Recipe, seed: int) -> tuple[BridgeModel, np.ndarray]:
+    """The bridge before training, and the gradients (N,) it took; a trained base begins at a local posterior."""
+    like, base, cost = start.log_joint.like, None, np.zeros(data.num_datapoints)
+    if recipe.base != "start":
+        base, cost = _make_base(start, data, recipe.base, seed)
+        base = base.to(like)
     features = None if data.num_datapoints == 1 else Features.of(data.rows(usable))
     with pyro_rng(seed, "network"):
         model = BridgeModel(
@@ -98,18 +105,17 @@ def make_model(start: Start, data: Data, usable: Tensor, recipe: Recipe, seed: i
             base=base,
             hidden=recipe.hidden,
         )
-    return model.to(like)
+    return model.to(like), cost
 
 
-def _make_base(start: Start, data: Data, family: str, seed: int) -> GaussianBase:
+def _make_base(start: Start, data: Data, family: str, seed: int) -> tuple[GaussianBase, np.ndarray]:
     """From a Gaussian start as it is; else from the best Gaussian of the family, fitted to each datapoint."""
     full = family == "full-covariance"
     if isinstance(start, GaussianStart) and (full or _is_diagonal(start.scale_tril)):
-        return GaussianBase(start.loc, start.scale_tril, full=full)
+        return GaussianBase(start.loc, start.scale_tril, full=full), np.zeros(data.num_datapoints)
     problem = Problem(start.log_joint, start, data, family, PRETRAINING_DRAWS)
-    found = problem.solve(PRETRAINING_STEPS, stream_seed(seed, "base", family))
-    loc, tril = (torch.as_tensor(found[name]).to(start.log_joint.like) for name in ("loc", "scale_tril"))
-    return GaussianBase(loc, tril, full=full)
+    loc, tril, cost = problem.gaussians(PRETRAINING_STEPS, stream_seed(seed, "base", family))
+    return GaussianBase(loc, tril, full=full), cost.double().cpu().numpy()
 
 
 def _is_diagonal(matrix: Tensor) -> bool:
@@ -153,8 +159,8 @@ class _Run:
         self.optimiser = torch.optim.Adam(self._groups())
         self.skipped = 0
 
-    def train(self, usable: Tensor) -> Trained:
-        """Choose the first step size, then step; Ctrl-C keeps what was learned."""
+    def train(self, usable: Tensor) -> tuple[np.ndarray, bool]:
+        """Choose the first step size, then step; Ctrl-C keeps what was learned. The history, and whether it came."""
         batches = _batches(usable, min(self.recipe.batch_size, len(usable)), self.seed)
         self._choose_step_size(self._rows(next(batches)))
         history: list[float] = []
@@ -174,7 +180,7 @@ class _Run:
                 stacklevel=4,
             )
         self.model.requires_grad_(False)
-        return Trained(self.model, np.array(history), interrupted)
+        return np.array(history), interrupted
 
     def _rows(self, index: Tensor) -> Batch:
         """These datapoints in the compiled batch; data that can't be replaced in place run eagerly."""

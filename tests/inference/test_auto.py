@@ -144,7 +144,7 @@ def test_draws_that_were_lucky_twice_are_not_believed():
     result = am.evidence(am.Program(model, guide), x, method=am.Auto(refine=False))
     error = result.log_evidence - stats.norm.logpdf(0.0)
     assert (result.se <= 0.05).all()
-    assert error.mean() > -0.05**2 - z_value() * 0.05 / np.sqrt(len(x))
+    assert error.mean() > -(0.05**2) - z_value() * 0.05 / np.sqrt(len(x))
     z = error / result.se
     assert z.std(ddof=1) < 1 + z_value(2) / np.sqrt(2 * z.size) and np.abs(z).max() < z_value(2 * z.size)
 

@@ -119,7 +119,10 @@ def test_gradients_are_counted(analysis, fitted):
     used = am.evidence(analysis.program(), x, method=fitted)
     assert (used.num_gradients == 200 * 7).all()
     own = am.evidence(analysis.program(), x, method=short(num_draws=50))
-    assert (own.num_gradients == 50 * 5 + 4 * 15 * 4 * 5).all()
+    assert (own.num_gradients == 50 * 5 + (4 * 15 + 8) * 4 * 5).all()  # eight first step sizes are tried
+    fewest = 50 * 5 + (4 * 15 + 8) * 4 * 5 + 8 * 100
+    fits = am.evidence(analysis.program(), x, method=short(num_draws=50, base="full-covariance"))
+    assert (fits.num_gradients > fewest).all()  # the Gaussians are fitted first
 
 
 # Starts

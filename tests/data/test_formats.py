@@ -81,9 +81,9 @@ def test_omniglot_is_ordered_by_character_and_bright_where_there_is_ink(tmp_path
     ("read", "content"),
     [
         (read_idx, b"not gzip"),
-        (read_idx, gzip.compress(b"\0\0\x0d\x01" + b"\0" * 8)),
+        (read_idx, gzip.compress(b"\0\0\x0d\x01" + b"\0" * 8, mtime=0)),
         (read_idx, published.idx_gz(np.zeros((3, 4), dtype=np.uint8))[:-12]),
-        (read_idx, gzip.compress(published.idx(np.zeros(9, dtype=np.uint8))[:-1])),
+        (read_idx, gzip.compress(published.idx(np.zeros(9, dtype=np.uint8))[:-1], mtime=0)),
         (read_amat, b"0 1 0\n"),
         (read_amat, b"0 1 2 " * 784),
         (read_german, b"1 2 3\n"),

@@ -73,7 +73,9 @@ def test_it_is_downloaded_like_the_others(path, monkeypatch, server, cache):
     assert "not comparable" in found.protocol
 
 
-@pytest.mark.parametrize("content", [b"junk", archive({"other/file": "x"}), archive(TEXTS)[:100]])
+@pytest.mark.parametrize(
+    "content", [b"junk", archive({"other/file": "x"}), archive(TEXTS)[:100]], ids=["junk", "other", "cut"]
+)
 def test_other_archives_are_refused(tmp_path, content):
     (tmp_path / "x.tar.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"x\.tar\.gz"):

@@ -152,7 +152,7 @@ def run_smc(movers: Movers, latents: Latents, plan: Plan, aims: Aims, noise: tor
         particles = resample(reweigh(particles, betas[t + 1] - betas[t]), aims.ess_threshold, noise)
         rows = betas[t + 1].repeat(count).to(latents.u).unsqueeze(-1)
         parameters = Parameters(rows, plan.step_sizes[t].repeat(count).unsqueeze(-1), plan.scales[t], movers.kernel)
-        accepted, active = [], betas[t + 1] > betas[t]
+        accepted, active = [], betas[t] < 1  # a step may be 0 by rounding, its moves are not
         for _ in range(aims.num_moves):
             particles, share, failed = move(particles, movers, parameters, noise, active=active)
             accepted.append(share)

@@ -10,7 +10,7 @@ import torch
 
 import amortize as am
 from amortize.errors import AmortizeWarning, ArgumentError
-from amortize.inference.annealing import Movers
+from amortize.inference.annealing import Movers, Plan
 from amortize.inference.particles import begin, resample, reweigh
 from amortize.inference.path import GeometricPath
 from amortize.inference.smc_pilot import next_beta
@@ -20,7 +20,7 @@ from tests.problems import CONJUGATE, PROBLEMS
 from tests.statistics import z_value
 
 NUM_RUNS = 40
-NUM_CHECKS = 2 * len(PROBLEMS) + 4
+NUM_CHECKS = 2 * len(PROBLEMS) + 5
 few_particles = pytest.mark.filterwarnings("ignore::amortize.errors.AmortizeWarning")
 
 
@@ -54,6 +54,24 @@ def test_the_estimate_is_unbiased(name, conditional_ess):
 def test_it_is_unbiased_with_other_kernels_and_when_resampled_all_the_time(settings):
     problem = PROBLEMS["normal-normal"]()
     method = am.SMC(**{"num_particles": 40, "pilot_particles": 40, "conditional_ess": 0.7, **settings})
+    run = am.evidence(problem.program(), repeated(problem.data, NUM_RUNS), method=method, start="prior", seed=3)
+    check_unbiased(run, problem.log_evidence)
+
+
+@few_particles
+def test_it_is_unbiased_where_temperatures_repeat(monkeypatch):
+    """Steps that rounding makes 0 move the particles all the same, and an unadjusted move has its weight there too."""
+    problem = PROBLEMS["normal-normal"]()
+
+    def repeating(start, data, settings, *, seed):
+        num, steps = data.num_datapoints, 6
+        betas = torch.tensor([0.0, 0.3, 0.3, 0.3, 0.6, 0.6, 1.0], dtype=torch.float64)
+        scales = torch.ones(steps, num, 1, dtype=torch.float64)
+        plan = Plan(betas.unsqueeze(-1).expand(-1, num), torch.full((steps, num), 0.8, dtype=torch.float64), scales)
+        return plan, torch.full((num,), steps)
+
+    monkeypatch.setattr("amortize.inference.smc._pilot", repeating)
+    method = am.SMC(num_particles=40, kernel=am.ULA())
     run = am.evidence(problem.program(), repeated(problem.data, NUM_RUNS), method=method, start="prior", seed=3)
     check_unbiased(run, problem.log_evidence)
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Evidence", "evidence", "make_start"]
 
 ERRORS = ("monte-carlo", "simulated")
+UNREACHED = "none"
+"""What was used for datapoints that Ctrl-C left out."""
 LEAST_ESS = 2.0
 FEW_DRAWS = 5  # below, the effective sample size can't tell
 
@@ -99,8 +101,20 @@ class Evidence:
     @property
     def warnings(self) -> tuple[str, ...]:
         """In plain words what is wrong, on how many datapoints, and a remedy."""
+        reached = self.used != UNREACHED
+        if not reached.all():
+            done = f"{int(reached.sum())} of {len(reached)} datapoints"
+            return (f"Ctrl-C stopped the run after {done}; the others are NaN.", *self._of(reached).warnings)
         missed = shortfall(self.se, self.settings["target_se"]) if "target_se" in self.settings else ""
         return (*self.trust.warnings, f"{missed}.") if missed else self.trust.warnings
+
+    def _of(self, rows: np.ndarray) -> Evidence:
+        """The evidence of some datapoints."""
+        columns: dict[str, Any] = {
+            name: value[..., rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        path = self.path and AnnealingPath(*(table[:, rows] for table in vars(self.path).values()))
+        return replace(self, **columns, path=path)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -290,7 +304,7 @@ def _padded(estimate: Estimate, num: int) -> Estimate:
     def pad(column: Any) -> Any:
         if not isinstance(column, np.ndarray):
             return column
-        fill: Any = "none" if column.dtype == object else 0 if column.dtype.kind == "i" else np.nan
+        fill: Any = UNREACHED if column.dtype == object else 0 if column.dtype.kind == "i" else np.nan
         width = [(0, 0)] * (column.ndim - 1) + [(0, missing)]
         return np.pad(column, width, constant_values=fill)
 

@@ -123,6 +123,7 @@ def test_ctrl_c_keeps_the_datapoints_that_are_done():
     np.testing.assert_allclose(evidence.log_evidence[:4], problem.log_evidence[:4], atol=1e-9)
     assert list(evidence.used[4:]) == ["none", "none"] and len(evidence.table) == 6
     assert list(evidence.trusted) == [True] * 4 + [False] * 2
+    assert evidence.warnings == ("Ctrl-C stopped the run after 4 of 6 datapoints; the others are NaN.",)
 
 
 def test_ctrl_c_before_anything_is_done_is_ctrl_c():

@@ -207,7 +207,7 @@ def test_wrong_targets(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_chains", "num_chain", r"unknown key evidence\.num_chain\. Did you mean evidence\.num_chains\?"),
+        ("# num_chains =", "num_chain = 4", r"unknown key evidence\.num_chain\. Did you mean evidence\.num_chains\?"),
         (
             'target = "bernoulli-vae"',
             'target = "bernouli"',

@@ -178,8 +178,16 @@ class Diffusion(Method):
         return sys.maxsize
 
     def estimate(self, start: Start, data: Data, *, seed: int) -> Estimate:
-        """Train on these datapoints, then estimate with fresh draws."""
+        """Train on these datapoints, then estimate with fresh draws.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If training was interrupted: ``fit`` keeps such a bridge, and what is asked for here is the evidence.
+        """
         method = self.trained(start, data, seed=stream_seed(seed, "diffusion"))
+        if method.result.interrupted:
+            raise KeyboardInterrupt
         size = method.chunk_size(start)
         parts = []
         for first in range(0, data.num_datapoints, size):
@@ -231,7 +239,7 @@ class TrainedDiffusion(Method):
 
     @torch.no_grad()
     def estimate(self, start: Start, data: Data, *, seed: int) -> Estimate:
-        """Log weights of fresh draws.
+        """Log weights of fresh draws; a path that left the range of numbers has weight 0, and is counted.
 
         Raises
         ------
@@ -253,11 +261,14 @@ class TrainedDiffusion(Method):
         noise = generator(seed, "chains", "noise", device=data.index.device)
         log_weights = model(batch.launch(model, seed, "chains"), noise).log_weights
         weights = log_weights.reshape(settings.num_draws, -1).double().cpu().numpy()
+        lost = ~np.isfinite(weights)
+        weights = np.where(lost & ~lost.all(0), -np.inf, weights)  # a weight is no less, so the estimate errs downward
         base = "" if model.base is None else f", {settings.base} base"
         estimate = estimate_of(
             weights,
             name=f"{NAMES[settings.kind]}, {settings.num_steps} steps{base}",
             num_gradients=settings.num_draws * settings.num_evaluations,
+            num_nonfinite=lost.sum(0),
         )
         return replace(estimate, lower=weights.mean(0))
 

@@ -228,7 +228,7 @@ def evidence(  # noqa: PLR0913 (the public face)
             else _in_chunks(method, origin, data, stream_seed(seed, "evidence"))
         )
     result = _mark_hopeless(result, warn=not isinstance(method, ImportanceSampling))
-    if isinstance(method, Auto) and not exact and (missed := shortfall(result.se, method.target_se)):
+    if isinstance(method, Auto) and not exact and (missed := _missed(result, method.target_se)):
         warnings.warn(missed, AmortizeWarning, stacklevel=2)
     columns = {name: value for name, value in vars(result).items() if name != "name"}
     transferred = None
@@ -245,6 +245,11 @@ def evidence(  # noqa: PLR0913 (the public face)
         start=origin.name,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _missed(result: Estimate, target_se: float) -> str:
+    """Datapoints short of the target; an error that is not to be trusted is not known to meet it."""
+    return shortfall(np.where(assess(result).trusted, result.se, np.nan), target_se)
 
 
 def _try_simulation(program: Program, data: Data, method: Method, start: str | LocalPosterior | None) -> None:

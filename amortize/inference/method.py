@@ -22,7 +22,7 @@ __all__ = ["MAX_ROWS", "VALUE_COST", "AnnealingPath", "Estimate", "Method", "con
 MAX_ROWS = 2**15
 """Rows evaluated at once, for the sake of memory."""
 FEWEST_ROWS = 2**11  # below, small models spend their time on overhead
-MAX_WORK = 2**25
+MAX_WORK = 2**23
 """Gradients in one chunk of datapoints, so that a long run has results to keep when it is stopped."""
 VALUE_COST = 1 / 3
 """What a value costs in gradients: a forward pass beside a forward and a backward one of twice its work."""

@@ -300,3 +300,20 @@ def test_settings_are_written_down(fitted):
     assert isinstance(fitted, TrainedDiffusion)
     assert fitted.settings()["diffusion"]["num_steps"] == 6
     assert set(fitted.settings()) == {"diffusion", "start"}
+
+
+def test_a_path_that_left_the_range_of_numbers_has_weight_zero():
+    """Where x > 0 the density is no number beyond two deviations: what comes there is lost, and it is counted."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.factor("hole", torch.where((z > 2) & (x > 0), torch.nan, 0.0) * z)
+
+    program = am.Program(model)
+    settings = am.Diffusion(kind="ula", num_steps=2, num_iterations=1, num_draws=400)
+    bridge = settings.fit(program, torch.zeros(4), start="prior")
+    evidence = am.evidence(program, torch.ones(1), method=bridge, start="prior")
+    lost = int(evidence.num_nonfinite[0])
+    assert 0 < lost < 100 and np.isneginf(evidence.log_weights[:, 0]).sum() == lost
+    assert abs(evidence.log_evidence[0]) < 0.2 and np.isneginf(evidence.lower[0])

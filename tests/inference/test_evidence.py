@@ -83,7 +83,7 @@ def test_a_local_posterior_is_a_start(factor_analysis):
     analysis, x, exact = factor_analysis
     local = am.fit_local(analysis.program(), x, family="full-covariance")
     result = am.evidence(analysis.program(), x, start=local, method=am.AIS(num_chains=4, num_temperatures=5))
-    assert result.start == "local" and np.abs(result.log_evidence - exact).max() < 0.01
+    assert result.start == "local posterior" and np.abs(result.log_evidence - exact).max() < 0.01
     with pytest.raises(ArgumentError, match="same data"):
         am.evidence(analysis.program(), x[:5], start=local)
 

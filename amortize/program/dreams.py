@@ -5,13 +5,13 @@ Letters: N datapoints of a batch.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from amortize.errors import GuideDataError
 from amortize.program.data import Data
 from amortize.program.probes import head_of
-from amortize.program.replay import locate, observed_names, put, run_held
+from amortize.program.replay import locate
+from amortize.program.simulated import drawn_until_settled, latents_by_row
 from amortize.program.trained import TrainedProgram
 
 __all__ = ["dream", "require_dreams"]
@@ -40,16 +40,6 @@ def dream(trained: TrainedProgram, batch: Data, *, seed: int) -> tuple[Data, dic
     sites have seen the simulated data.
     """
     program, structure = trained.program, trained.structure
-    names = observed_names(program, structure)
     with program.evaluating():
-        places = {} if program.replace is not None else locate(program, structure, batch)
-        simulated, before = batch, None
-        for _ in range(len(names) + 2):
-            messages = run_held(program, simulated, seed=seed, draws=names)
-            observed = {name: messages[name]["value"] for name in names}
-            simulated = put(program, structure, batch, observed, places)
-            if before is not None and all(torch.equal(observed[name], before[name]) for name in names):
-                break
-            before = observed
-    values = {name: messages[name]["value"] for name in structure.sites}
-    return simulated, {name: value.unsqueeze(0) for name, value in values.items()} if program.whole else values
+        drawn, _ = drawn_until_settled(program, structure, batch, locate(program, structure, batch), seed=seed)
+    return drawn.data, latents_by_row(program, drawn)

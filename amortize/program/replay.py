@@ -87,11 +87,15 @@ def observed_names(program: Program, structure: Structure) -> tuple[str, ...]:
 def locate(program: Program, structure: Structure, data: Data) -> Places:
     """Where in the data each observed site reads its value; entries that a mask hides are ``UNTAGGED``.
 
+    Nowhere, for a program whose ``replace=`` puts the values back.
+
     Raises
     ------
     ReplayError
         If an observed entry is not an entry of the data, or one entry of the data is observed twice.
     """
+    if program.replace is not None:
+        return {}
     copies = _copied(data)
     with Provenance() as provenance:
         first = 0

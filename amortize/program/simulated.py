@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from amortize.program.density import Latents, LogJoint
     from amortize.program.program import Program
 
-__all__ = ["Simulated", "exact_latents", "replaced", "shares_observations", "simulated"]
+__all__ = [
+    "Simulated",
+    "drawn_until_settled",
+    "exact_latents",
+    "latents_by_row",
+    "replaced",
+    "shares_observations",
+    "simulated",
+]
 
 
 class Simulated(NamedTuple):
@@ -68,8 +76,7 @@ def replaced(program: Program, data: Data, observed: Mapping[str, Tensor]) -> Da
     """
     with program.evaluating():
         structure = program.structure(data)
-        places = {} if program.replace is not None else locate(program, structure, data)
-        return put(program, structure, data, observed, places)
+        return put(program, structure, data, observed, locate(program, structure, data))
 
 
 def simulated(program: Program, data: Data, *, seed: int) -> Simulated:
@@ -83,24 +90,36 @@ def simulated(program: Program, data: Data, *, seed: int) -> Simulated:
     with program.evaluating():
         structure = program.structure(data)
         _refuse_scaled(structure)
-        places = {} if program.replace is not None else _located(program, structure, data)
-        drawn = _draw(program, structure, data, data, places, seed)
-        settled = False
-        for _ in range(len(drawn.observed) + 1):
-            before, drawn = drawn, _draw(program, structure, data, drawn.data, places, seed)
-            settled = all(_same(value, before.observed[name]) for name, value in drawn.observed.items())
-            if settled:
-                break
+        places = _located(program, structure, data)
+        drawn, settled = drawn_until_settled(program, structure, data, places, seed=seed)
         _verify_order(program, data, drawn, places)
         if not settled:
             raise ReplayError(_reads_itself(next(iter(drawn.observed))))
     return drawn
 
 
+def drawn_until_settled(
+    program: Program, structure: Structure, data: Data, places: Places, *, seed: int
+) -> tuple[Simulated, bool]:
+    """Draw, again with the same random numbers until all sites have seen the simulated data; and whether they have."""
+    drawn = _draw(program, structure, data, data, places, seed)
+    for _ in range(len(drawn.observed) + 1):
+        before, drawn = drawn, _draw(program, structure, data, drawn.data, places, seed)
+        if all(_same(value, before.observed[name]) for name, value in drawn.observed.items()):
+            return drawn, True
+    return drawn, False
+
+
+def latents_by_row(program: Program, drawn: Simulated) -> dict[str, Tensor]:
+    """The latents with an axis of datapoints, which a whole data set has too: one."""
+    return {name: value.unsqueeze(0) for name, value in drawn.latents.items()} if program.whole else drawn.latents
+
+
 def _draw(program: Program, structure: Structure, data: Data, given: Data, places: Places, seed: int) -> Simulated:
     """Draw given data, and put the observations into the real ones."""
-    messages = run_held(program, given, seed=seed, draws=observed_names(program, structure))
-    observed = {name: messages[name]["value"] for name in observed_names(program, structure)}
+    names = observed_names(program, structure)
+    messages = run_held(program, given, seed=seed, draws=names)
+    observed = {name: messages[name]["value"] for name in names}
     latents = {name: messages[name]["value"] for name in structure.sites}
     return Simulated(put(program, structure, data, observed, places), latents, observed)
 
@@ -110,8 +129,7 @@ def exact_latents(log_joint: LogJoint, drawn: Simulated, *, seed: int) -> Latent
 
     What a mask hides is drawn from what stands in for it.
     """
-    whole = log_joint.program.whole
-    values = {name: value.unsqueeze(0) for name, value in drawn.latents.items()} if whole else drawn.latents
+    values = latents_by_row(log_joint.program, drawn)
     with pyro_rng(seed, "stand-in"), torch.no_grad():
         return log_joint.unconstrain(drawn.data, values, redraw=log_joint.structure.hidden)[0]
 

@@ -17,7 +17,7 @@ slow         collapsed or short, and the log weights vary so much more than thei
 collapsed    an effective sample size below 2, which puts more than half of the weight on one draw
 short        the log weights' spread s is so large that exp(s^2 / 2), the number of draws that importance sampling
              takes [3]_, is above the number there are; or a standard error above 0.5 nats, beyond the delta method
-few          fewer than 5 draws: an error of a standard error above a third, 1 / sqrt(2 (C - 1))
+few          fewer than 5 draws: a standard error that is off by more than 0.4 of itself, 1 / sqrt(2 (C - 1))
 stalled      acceptance below 0.1 at a tenth of the temperatures or more
 nonfinite    more than one proposal in a hundred had an energy that was not finite
 ===========  =======================================================================================================
@@ -52,8 +52,6 @@ from amortize.diagnostics.trust_words import sentence
 
 __all__ = ["CAUSES", "Trust", "assess"]
 
-CAUSES = ("failed", "frozen", "jump", "heavy", "slow", "collapsed", "short", "few", "stalled", "nonfinite")
-"""Causes in the order in which they are looked for."""
 HARMLESS = ("stalled", "nonfinite")
 
 FROZEN_ACCEPTANCE = 0.1
@@ -114,7 +112,7 @@ def assess(measured: Measured) -> Trust:
     unknown amount; take more draws (num_draws), start nearer to the posterior, or anneal (am.AIS).
     """
     run = derive(measured)
-    causes = np.full(len(run.num_draws), "", dtype="<U9")
+    causes = np.full(len(run.num_draws), "", dtype=np.array(CAUSES).dtype)
     exact = np.isposinf(np.asarray(measured.ess))
     for name in CAUSES:
         found = _CHECKS[name](run) & ~exact if name != "failed" else _failed(run)
@@ -147,13 +145,12 @@ def _collapsed(run: Run) -> Mask:
 
 
 def _slow(run: Run) -> Mask:
-    memory = (
-        np.divide(  # temperatures over which a chain remembers: 1 where steps are independent, T where it is frozen
-            np.square(run.spread),
-            np.square(run.steps).sum(axis=0),
-            out=np.zeros_like(run.spread),
-            where=run.moving & np.isfinite(run.steps).all(axis=0),
-        )
+    # temperatures over which a chain remembers: 1 where steps are independent, T where it is frozen
+    memory = np.divide(
+        np.square(run.spread),
+        np.square(run.steps).sum(axis=0),
+        out=np.zeros_like(run.spread),
+        where=run.moving & np.isfinite(run.steps).all(axis=0),
     )
     return np.asarray(
         (_collapsed(run) | _short(run)) & (memory * FORGETTINGS > run.num_steps) & (run.num_steps >= SLOW_STEPS)
@@ -199,6 +196,8 @@ _CHECKS: dict[str, Callable[[Run], Mask]] = {
     "stalled": _stalled,
     "nonfinite": _nonfinite,
 }
+CAUSES = tuple(_CHECKS)
+"""Causes in the order in which they are looked for."""
 
 
 def _warnings(run: Run, causes: NDArray[np.str_]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amortize.errors import ArgumentError
+from amortize.report.document import sampled_steps
 from amortize.report.sources import EvidenceLike
 
 __all__ = [
@@ -77,7 +78,7 @@ def annealing_variables(methods: Evidences) -> tuple[Variables, dict[str, Any]] 
     if not paths:
         return None
     longest = max(len(path.betas) for path in paths.values())
-    kept = np.unique(np.linspace(0, longest - 1, min(longest, MAX_TEMPERATURES)).round().astype(int))
+    kept = sampled_steps(longest, MAX_TEMPERATURES)
     tables: dict[str, list[np.ndarray]] = {"beta": [], "acceptance": [], "spread": [], "step": []}
     for path in paths.values():
         columns = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from amortize.report.document import sampled_steps
 from amortize.report.style import COLOURS, METHODS, SYMBOLS, apply_style, escaped, names_of
 
 __all__ = ["MAX_SIDES", "cost_figure", "path_figures", "sandwich_figure"]
@@ -79,7 +80,7 @@ def _add_band(
 def _wide(bands: Sequence[Mapping[str, Sequence[float]]]) -> bool:
     values = np.concatenate([np.asarray(row, dtype=np.float64) for band in bands for row in band.values()])
     positive = values[np.isfinite(values) & (values > 0)]
-    return bool(positive.size and positive.min() > 0 and positive.max() > _WIDE * positive.min() > 0)
+    return bool(positive.size and positive.max() > _WIDE * positive.min())
 
 
 def cost_figure(run: Mapping[str, Any]) -> go.Figure:
@@ -109,12 +110,12 @@ def sandwich_figure(sandwich: Mapping[str, Any]) -> go.Figure:
     sides = {name: np.asarray(row, dtype=np.float64) for name, row in sandwich["datapoints"].items()}
     order = np.argsort(-np.where(np.isfinite(sides["gap"]), sides["gap"], -np.inf), kind="stable")
     order = order[np.isfinite(sides["gap"][order])]
-    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_SIDES)).round().astype(int))]
-    rank = np.arange(1, len(order) + 1)[np.isin(order, shown)]
+    places = sampled_steps(len(order), MAX_SIDES)
+    shown = order[places]
     error = np.hypot(sides["lower_se"], sides["upper_se"])[shown]
     figure = go.Figure()
     figure.add_scatter(
-        x=rank,
+        x=places + 1,
         y=sides["gap"][shown],
         mode="markers",
         name="upper less lower",

@@ -53,7 +53,7 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     if document.get("sandwich", {}).get("num_datapoints"):
         drawn["sandwich"] = sandwich_figure(document["sandwich"])
     for place, run in enumerate(document.get("evidence", {}).values()):
-        if len(run["used"]) > 1:
+        if len(run["used"]) > 1 and {"num_gradients", "se"} <= run["datapoints"].keys():
             drawn[f"cost-{place}"] = cost_figure(run)
     return drawn | path_figures(document.get("annealing", {}))
 

@@ -35,6 +35,7 @@ def read_evidence(evidence: xr.Dataset) -> dict[str, dict[str, Any]]:
             "num_weights": int(one["num_weights"]),
             "summary": {field: spread_of(row) for field, row in numbers.items()},
             "num_failed": int((~np.isfinite(columns["log_evidence"])).sum()),
+            "num_se_unknown": _num_unknown(columns["log_evidence"], columns["se"]),
             "num_nonfinite": int(np.nansum(columns["num_nonfinite"])),
             "num_untrusted": flags.get("trusted", []).count(False),
             "used": _used(columns),
@@ -71,6 +72,11 @@ def spread_of(row: NDArray[Any]) -> dict[str, float]:
     }
 
 
+def _num_unknown(log_evidence: NDArray[np.float64], se: NDArray[np.float64]) -> int:
+    """How many estimates are of an unknown error, which its summary leaves out."""
+    return int((np.isfinite(log_evidence) & ~np.isfinite(se)).sum())
+
+
 def _used(columns: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
     """For each method used: on how many datapoints, its gradients, their share of all, and the errors it left."""
     if "used" not in columns or "num_gradients" not in columns:
@@ -88,6 +94,7 @@ def _used(columns: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
                 "num_gradients": spread_of(gradients[chosen]),
                 "share": float(np.nansum(gradients[chosen]) / total) if total else 0.0,
                 "se": spread_of(columns["se"][chosen]),
+                "num_se_unknown": _num_unknown(columns["log_evidence"][chosen], columns["se"][chosen]),
             }
         )
     return sorted(rows, key=lambda row: row["num_gradients"].get("median", 0.0))

@@ -88,6 +88,24 @@ def test_doubtful_evidence_is_said_with_its_remedy(tmp_path):
     assert "importance sampling (PSIS) 58 333 (333) 1%" in page.text
 
 
+def test_errors_that_are_unknown_are_counted_beside_those_that_are_summed_up(tmp_path):
+    auto = examples.auto_evidence()
+    se = np.where(auto.used == "SMC", np.nan, auto.se)
+    se[np.flatnonzero(auto.used == "AIS, 100 temperatures")[:3]] = np.nan
+    num = int((auto.used == "SMC").sum())
+    made = {"auto": replace(auto, se=se), "none known": replace(auto, se=np.full(120, np.nan))}
+    page = Page(am.report(to_datatree(evidence=made), tmp_path / "report.html").read_text(encoding="utf-8"))
+    known = se[np.isfinite(se)]
+    assert f"{np.median(known):.3f} ({known.max():.3f}) {num + 3} unknown" in page.text
+    assert "\N{EN DASH} 120 unknown" in page.text
+    rows = {row["name"]: row["num_se_unknown"] for row in strict(tmp_path / "report.json")["evidence"]["auto"]["used"]}
+    assert rows == {"importance sampling (PSIS)": 0, "AIS, 100 temperatures": 3, "SMC": num}
+    assert page.text.count(" 3 unknown") == 1
+    failed = replace(auto, se=np.full(120, np.nan), log_evidence=np.full(120, np.nan))
+    page = Page(am.report(to_datatree(evidence=failed), tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert " unknown" not in page.text  # it is the estimate that is missing, which is said
+
+
 def test_an_upper_side_is_called_a_bound_only_where_it_is_one(tmp_path):
     pages = [
         Page(am.report(to_datatree(sandwich=made), tmp_path / "report.html").read_text())

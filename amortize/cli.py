@@ -162,6 +162,9 @@ def _run(chosen: Study, out: Path, *, resume: bool, quiet: bool) -> None:
         rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
         _print_table(("a datapoint (nats)", "mean", "se"), rows)
         typer.echo(result.ledger.advice)
+        for checked in (result.sandwich, result.ledger.evidence.simulated):
+            if checked is not None:
+                typer.echo(str(checked))
         if protocol := result.tree.attrs.get("protocol"):
             typer.echo(f"Data: {protocol}")
     typer.echo(str(out / "report.html"))

@@ -396,6 +396,29 @@ def test_a_study_of_ones_own_program_from_start_to_page(folder: Path, monkeypatc
     expect_error(folder, ["resume", run], "SpecError", r"unknown key fit\.num_step\. Did you mean fit\.num_steps\?")
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"sandwich": True}, r"AIS from the guide and back from the latents .* mean gap -?\d\.\d{3} \+- "),
+        ({"error": "simulated"}, r"On \d+ datapoints simulated from the model .* nats too low on average"),
+    ],
+)
+def test_what_simulated_data_say_of_the_evidence_is_printed(folder: Path, setting: dict, said: str) -> None:
+    spec = Study(
+        name="checked",
+        program={"target": "good.py:program"},
+        data={"source": "x.npy", "num_evaluated": 4},
+        fit={"num_steps": 5},
+        local={"num_steps": 10},
+        evidence={"num_temperatures": 60, "num_draws": 50, **setting},
+    )
+    Path("study.toml").write_text(spec.to_toml())
+    for command in (("study", "study.toml"), ("resume", "runs/checked")):
+        result = amortize_command(*command)
+        assert result.exit_code == 0, result.output
+        assert len(re.findall(said, result.stdout)) == 1
+
+
 def test_a_wrong_option_is_a_usage_error() -> None:
     assert amortize_command("study", "digits", "--sed", "3").exit_code == 2
     assert amortize_command("studdy").exit_code == 2

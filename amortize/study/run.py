@@ -24,6 +24,7 @@ from rich.console import Console
 from amortize.errors import ArgumentError
 from amortize.inference.fitted import Fitted
 from amortize.inference.local import LocalPosterior
+from amortize.inference.sandwich import Sandwich
 from amortize.report import report
 from amortize.report.files import write_tree
 from amortize.report.tree import to_datatree
@@ -51,6 +52,8 @@ class StudyResult:
         The gaps; for a program without a guide the evidence, and what the best fitted posteriors lose.
     fitted
         The training; None where nothing was trained.
+    sandwich
+        Both sides of log p(x) on simulated data; None where ``evidence.sandwich`` didn't ask for it.
     out
         The folder with report.html, report.json, tree.nc and spec.toml; None where nothing was written.
     """
@@ -58,6 +61,7 @@ class StudyResult:
     tree: xr.DataTree
     ledger: Ledger
     fitted: Fitted | None
+    sandwich: Sandwich | None
     out: Path | None
 
 
@@ -167,7 +171,7 @@ def _collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
         groups=groups,
         attrs=_attrs(pipeline, fitted),
     )
-    return StudyResult(tree, ledger, fitted, out)
+    return StudyResult(tree, ledger, fitted, sandwich, out)
 
 
 def _grouped(draws: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:

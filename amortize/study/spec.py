@@ -154,9 +154,14 @@ class Study(Table):
 
     @classmethod
     def from_text(cls, text: str, *, origin: str = "the study") -> Self:
-        """Read a study from TOML text; ``origin`` is named in errors."""
+        """Read a study from TOML text; ``origin`` is named in errors, those of the chosen methods among them."""
+        from amortize.study.methods import method_of, objective_of  # needs torch, which a table doesn't
+
         try:
-            return cls(**tomllib.loads(text))
+            study = cls(**tomllib.loads(text))
+            method_of(study.evidence)
+            objective_of(study.fit)
+            return study
         except tomllib.TOMLDecodeError as error:
             raise SpecError(f"{origin} is not valid TOML: {error}") from None
         except SpecError as error:

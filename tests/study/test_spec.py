@@ -162,6 +162,20 @@ def test_toml_errors_name_the_file(tmp_path: Path) -> None:
         Study.from_toml(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"evidence": {"method": "auto", "num_chains": 2}}, "evidence: Auto num_chains: expected .* got 2"),
+        ({"evidence": {"method": "auto", "num_draws": 2}}, "evidence: Auto num_draws: expected .* got 2"),
+    ],
+)
+def test_settings_that_the_method_refuses_are_errors_that_name_the_file(tmp_path: Path, table, message: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(minimal(**table).to_toml())
+    with pytest.raises(SpecError, match=rf"study\.toml: {message}"):
+        Study.from_toml(path)
+
+
 def test_paths_are_taken_from_the_specs_own_folder(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text(minimal(program={"target": "models/a.py:program"}, data={"source": "x.npy"}).to_toml())

@@ -29,14 +29,14 @@ import argparse
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyro
 import torch
+from log_joint import onednn
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -201,14 +201,6 @@ class Peer:
 
 
 # Speed
-
-
-@contextmanager
-def onednn(wanted: bool) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Intel's GPUs, whatever is asked for
-        with torch.backends.mkldnn.flags(enabled=wanted):
-            yield
 
 
 def variants(num_temperatures: int, *, inductor: bool) -> dict[str, tuple[Callable[[], object], int]]:

@@ -235,3 +235,25 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "state-space": state_space,
 }
 CONJUGATE = [name for name in PROBLEMS if name != "dependent-support"]
+
+
+def two_that_fail() -> tuple[Callable[..., None], torch.Tensor, np.ndarray]:
+    """A model, four datapoints and their log evidence: one's likelihood is NaN, another's zero, at every latent."""
+    x = torch.tensor([0.5, 9.0, -1.0, -9.0])
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            log_p = torch.where(x > 5, x.new_tensor(float("nan")), -0.5 * (x - z) ** 2)
+            pyro.factor("likelihood", torch.where(x < -5, x.new_tensor(-float("inf")), log_p))
+
+    exact = -0.25 * x.double().numpy() ** 2 - 0.5 * np.log(2)
+    exact[1], exact[3] = np.nan, -np.inf
+    return model, x, exact
+
+
+def linear_vae(num: int = 60) -> tuple[am.models.FactorAnalysis, torch.Tensor]:
+    """Factor analysis with the best linear encoder, whose inference gap is known, in float64, and simulated data."""
+    analysis = am.models.FactorAnalysis.random(latent_dim=3, data_dim=6, dtype=torch.float64)
+    analysis.set_best_encoder()
+    return analysis, analysis.simulate(num, seed=1)

@@ -24,10 +24,10 @@ from torch import Tensor
 from amortize.errors import ArgumentError, check_count, check_number, shown
 from amortize.inference import schedule as schedules
 from amortize.inference import whitening
-from amortize.inference.annealing import Annealed, Plan, anneal, make_movers
+from amortize.inference.annealing import Annealed, Plan, anneal, make_movers, most_planned, move_cost
 from amortize.inference.hmc import HMC
 from amortize.inference.kernels import Kernel
-from amortize.inference.method import VALUE_COST, AnnealingPath, Estimate, Method, estimate_of, most_rows
+from amortize.inference.method import AnnealingPath, Estimate, Method, estimate_of, most_rows
 from amortize.inference.pilot import FIRST_STEP, Budget, run_pilot
 from amortize.inference.starts import Start
 from amortize.program.compile import check_backend
@@ -38,8 +38,6 @@ from amortize.random import generator
 __all__ = ["AIS", "annealing_path", "num_gradients", "run_ais"]
 
 SCHEDULES = ("pilot", "pilot-per-datapoint", *schedules.FIXED)
-MOST_NUMBERS = 2**26
-"""In the whitening of a chunk's plan, for the sake of memory."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,8 @@ class AIS(Method):
     def chunk_size(self, start: Start) -> int:
         """As many datapoints as memory allows, fewer where the run is long."""
         rows = most_rows(self.num_temperatures * self.kernel.num_gradients) // self.num_chains
-        dim = max(1, start.log_joint.dim)
-        numbers = self.num_temperatures * (dim**2 if dim <= whitening.DENSE_DIM else dim)
-        return max(1, min(rows // start.log_joint.num_tiles, MOST_NUMBERS // numbers))
+        room = most_planned(start, self.num_temperatures, whitening.DENSE_DIM)
+        return max(1, min(rows // start.log_joint.num_tiles, room))
 
     def estimate(self, start: Start, data: Data, *, seed: int) -> Estimate:
         """Pilot, freeze, anneal."""
@@ -147,13 +144,8 @@ def run_ais(start: Start, data: Data, settings: AIS, *, plan: Plan, seed: int) -
 
 def num_gradients(start: Start, settings: AIS) -> float:
     """Gradients a datapoint: those of the pilot and of the chains, and the values of Gibbs sweeps."""
-    structure = start.log_joint.structure
-    budget = settings.budget
-    moves = settings.num_chains * settings.num_temperatures
-    total = float(moves * settings.kernel.num_gradients + budget.num_pilot_gradients) if structure.dim else 0.0
-    values = sum(structure.sites[name].cardinality * structure.sites[name].num_variables for name in structure.sampled)
-    pilot = budget.num_pilot_gradients / settings.kernel.num_gradients
-    return total + (moves + pilot) * (values * VALUE_COST + bool(values))
+    moves = settings.num_chains * settings.num_temperatures + settings.budget.num_pilot_moves
+    return moves * move_cost(start, settings.kernel)
 
 
 def annealing_path(plan: Plan, run: Annealed) -> AnnealingPath:

@@ -9,7 +9,6 @@ Letters: C chains, N datapoints, D latents, T temperatures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from amortize.diagnostics.psis import khat_threshold
 from amortize.inference.ais import AIS, num_gradients, run_ais
 from amortize.inference.annealing import Annealed, Plan
+from amortize.inference.chunks import slices
 from amortize.inference.forecast import Now, Size, log_variance, ratio_error
 from amortize.inference.method import Estimate, estimate_of
 from amortize.inference.pilot import PILOT_TEMPERATURES, run_pilot
@@ -64,7 +64,8 @@ class Annealer:
     def extend(self, index: np.ndarray, size: Size) -> None:
         """A run of this size for some datapoints."""
         settings = replace(self.first, num_temperatures=size.num_temperatures, num_chains=size.num_chains)
-        for part in _parts(index, settings.chunk_size(self.origin.start)):
+        for rows in slices(len(index), settings.chunk_size(self.origin.start)):
+            part = index[rows]
             run = self._run(part, settings)
             self.standing.spend(part, self.move_cost * size.num_temperatures * size.num_chains)
             self._take(part, run, size)
@@ -192,8 +193,3 @@ def _select(estimate: Estimate, chosen: np.ndarray) -> Estimate:
         name: value[..., chosen] for name, value in vars(estimate).items() if isinstance(value, np.ndarray)
     }
     return replace(estimate, **columns)
-
-
-def _parts(index: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for first in range(0, len(index), size):
-        yield index[first : first + size]

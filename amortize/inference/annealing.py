@@ -22,15 +22,29 @@ from tqdm.auto import tqdm
 from amortize.inference import whitening
 from amortize.inference.gibbs import Conditionals, gibbs
 from amortize.inference.kernels import Info, Kernel, Parameters, Target
+from amortize.inference.method import VALUE_COST
 from amortize.inference.path import GeometricPath, Point
 from amortize.inference.starts import Start
 from amortize.program.data import Data
 from amortize.program.density import Latents
-from amortize.random import generator
 
-__all__ = ["SMALLEST_STEP", "Annealed", "Movers", "Plan", "anneal", "make_conditionals", "make_movers", "make_path"]
+__all__ = [
+    "MOST_NUMBERS",
+    "SMALLEST_STEP",
+    "Annealed",
+    "Movers",
+    "Plan",
+    "anneal",
+    "make_conditionals",
+    "make_movers",
+    "make_path",
+    "most_planned",
+    "move_cost",
+]
 
 SMALLEST_STEP = 1e-4
+MOST_NUMBERS = 2**26
+"""In the whitening of a plan."""
 ADAPTATION_RATE = 0.3
 
 
@@ -68,6 +82,22 @@ class Annealed(NamedTuple):
     variance: Tensor
     state: Point
     choices: Tensor
+
+
+def move_cost(start: Start, kernel: Kernel) -> float:
+    """Gradients a chain takes at one temperature: those of the kernel, and of a Gibbs sweep, a value being a third.
+
+    After a sweep the density is evaluated anew.
+    """
+    structure = start.log_joint.structure
+    values = sum(structure.sites[name].cardinality * structure.sites[name].num_variables for name in structure.sampled)
+    return (kernel.num_gradients if structure.dim else 0) + values * VALUE_COST + bool(values)
+
+
+def most_planned(start: Start, num_temperatures: int, dense_dim: int) -> int:
+    """Datapoints whose whitening at each temperature memory has room for; up to ``dense_dim`` it is by matrices."""
+    dim = max(1, start.log_joint.dim)
+    return MOST_NUMBERS // (num_temperatures * (dim**2 if dim <= dense_dim else dim))
 
 
 def make_movers(
@@ -230,8 +260,3 @@ class _Run:
 def _evaluate(movers: Movers, latents: Latents) -> Point:
     extra = () if movers.conditionals is None else (latents.choices,)
     return movers.path.evaluate(latents.u, *extra)
-
-
-def noise_of(latents: Latents, seed: int, *names: str | int) -> torch.Generator:
-    """A generator on the device of the latents."""
-    return generator(seed, *names, device=latents.u.device)

@@ -25,7 +25,10 @@ from tqdm.auto import tqdm
 
 from amortize.errors import AmortizeWarning, ArgumentError, GuideDataError, check_count
 from amortize.inference.ais import AIS
+from amortize.inference.chunks import slices
+from amortize.inference.enumeration import is_exact
 from amortize.inference.evidence import make_start
+from amortize.inference.families.registry import family_of
 from amortize.inference.local import LocalPosterior, fit_local
 from amortize.inference.method import Method
 from amortize.inference.posterior_draws import annealed_draws, as_latents
@@ -152,8 +155,10 @@ def bdmc(  # noqa: PLR0913 (the public face)
 
 def refitted(program: Program, data: Data, local: LocalPosterior, seed: int) -> LocalPosterior:
     """Local posteriors of other data, fitted with the same settings."""
-    kept = {name: local.settings[name] for name in ("init", "num_draws", "num_steps") if name in local.settings}
-    return fit_local(program, data, family=local.family, seed=stream_seed(seed, "local"), **kept)
+    names = ("init", "num_draws", "num_steps", "num_restarts")
+    kept = {name: local.settings[name] for name in names if name in local.settings}
+    family = family_of(local.family, local.family_settings)
+    return fit_local(program, data, family=family, seed=stream_seed(seed, "local"), **kept)
 
 
 def _check_draws(posterior_draws: object, num_simulations: int) -> None:
@@ -242,7 +247,7 @@ def _run(method: Method, batches: list[Batch], seed: int) -> tuple[BothSides, bo
     try:
         with undisturbed(), tqdm(total=num, desc="bdmc", unit="datapoint", leave=False, disable=None) as bar:
             for turn, batch in enumerate(batches):
-                for rows in _chunks(method, batch):
+                for rows in slices(batch.data.num_datapoints, method.chunk_size(batch.start)):
                     parts.append(_sides(method, batch, rows, stream_seed(seed, "chunk", turn, rows.start)))
                     bar.update(rows.stop - rows.start)
                     done += rows.stop - rows.start
@@ -253,15 +258,10 @@ def _run(method: Method, batches: list[Batch], seed: int) -> tuple[BothSides, bo
     return join_sides(parts, num), done < num
 
 
-def _chunks(method: Method, batch: Batch) -> list[slice]:
-    num, size = batch.data.num_datapoints, method.chunk_size(batch.start)
-    return [slice(first, min(first + size, num)) for first in range(0, num, size)]
-
-
 def _sides(method: Method, batch: Batch, rows: slice, seed: int) -> BothSides:
-    num, structure = batch.data.num_datapoints, batch.start.log_joint.structure
+    num = batch.data.num_datapoints
     start, data = batch.start.rows(rows), batch.data.rows(rows)
-    if not (structure.dim or structure.sampled):
+    if is_exact(start.log_joint):
         return exact_sides(start, data)
     each = (value.reshape(len(value) // num, num, value.shape[-1]) for value in batch.draws)
     draws = Latents(*(value[:, rows].flatten(0, 1) for value in each))

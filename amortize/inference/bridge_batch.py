@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amortize.inference.bridge_model import BridgeModel, Launch
 from amortize.inference.chart import MOMENT_DRAWS, Chart, gaussian_evaluate, moments_of
+from amortize.inference.chunks import slices
 from amortize.inference.method import MAX_ROWS
 from amortize.inference.second_order import SecondOrderTerms
 from amortize.inference.starts import GaussianStart, Start
@@ -25,10 +26,10 @@ def charts_of(start: Start, data: Data, seed: int) -> Chart:
     if isinstance(start, GaussianStart):
         return Chart(start.loc, start.scale_tril)
     size = max(1, MAX_ROWS // (MOMENT_DRAWS * start.log_joint.num_tiles))
-    parts = []
-    for first in range(0, data.num_datapoints, size):
-        rows = slice(first, first + size)
-        parts.append(moments_of(start.rows(rows), data.rows(rows), stream_seed(seed, first)))
+    parts = [
+        moments_of(start.rows(rows), data.rows(rows), stream_seed(seed, rows.start))
+        for rows in slices(data.num_datapoints, size)
+    ]
     return Chart(*(torch.cat(tables) for tables in zip(*parts, strict=True)))
 
 

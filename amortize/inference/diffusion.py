@@ -24,9 +24,9 @@ from amortize.inference.bridge import KINDS
 from amortize.inference.bridge_batch import Batch, charts_of
 from amortize.inference.bridge_model import BridgeModel
 from amortize.inference.chart import Chart
+from amortize.inference.chunks import slices
 from amortize.inference.diffusion_training import FIRST_SIZES, Recipe, Trained, train
 from amortize.inference.evidence import make_start
-from amortize.inference.families import FAMILIES
 from amortize.inference.local import LocalPosterior
 from amortize.inference.method import Estimate, Method, concatenate, estimate_of, most_rows
 from amortize.inference.starts import Start
@@ -45,7 +45,7 @@ NAMES = {
     "ldvi": "Langevin diffusion (LDVI)",
     "dais": "differentiable annealing (DAIS)",
 }
-BASES = ("start", *FAMILIES)
+BASES = ("start", "mean-field", "full-covariance")
 FEWEST_DRAWS, FEWEST_ROWS = 8, 64  # of a training step
 TRAINING_COST = 4  # gradients: the value with its gradient, and a product with second derivatives
 
@@ -188,11 +188,9 @@ class Diffusion(Method):
         method = self.trained(start, data, seed=stream_seed(seed, "diffusion"))
         if method.result.interrupted:
             raise KeyboardInterrupt
-        size = method.chunk_size(start)
         parts = []
-        for first in range(0, data.num_datapoints, size):
-            rows = slice(first, first + size)
-            chunk_seed = stream_seed(seed, "chunk", first)
+        for rows in slices(data.num_datapoints, method.chunk_size(start)):
+            chunk_seed = stream_seed(seed, "chunk", rows.start)
             parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))
         whole = concatenate(parts)
         share = min(self.batch_size, data.num_datapoints) / data.num_datapoints

@@ -25,7 +25,10 @@ from amortize.errors import AmortizeWarning, TrainingError
 from amortize.inference.bridge_batch import Batch, charts_of, refillable
 from amortize.inference.bridge_model import BridgeModel, GaussianBase
 from amortize.inference.chart import Chart
-from amortize.inference.local_optimiser import Problem
+from amortize.inference.chunks import slices
+from amortize.inference.families.density import GaussianDensity
+from amortize.inference.families.family import Problem
+from amortize.inference.families.registry import make_family
 from amortize.inference.method import MAX_ROWS
 from amortize.inference.score_network import Features
 from amortize.inference.starts import GaussianStart, Start
@@ -113,9 +116,13 @@ def _make_base(start: Start, data: Data, family: str, seed: int) -> tuple[Gaussi
     full = family == "full-covariance"
     if isinstance(start, GaussianStart) and (full or _is_diagonal(start.scale_tril)):
         return GaussianBase(start.loc, start.scale_tril, full=full), np.zeros(data.num_datapoints)
-    problem = Problem(start.log_joint, start, data, family, PRETRAINING_DRAWS)
-    loc, tril, cost = problem.gaussians(PRETRAINING_STEPS, stream_seed(seed, "base", family))
-    return GaussianBase(loc, tril, full=full), cost.double().cpu().numpy()
+    base_seed = stream_seed(seed, "base", family)
+    problem = Problem(start.log_joint, start, data, PRETRAINING_DRAWS, PRETRAINING_STEPS, base_seed)
+    made = make_family(family)
+    fit = made.fit(problem)
+    gaussians = made.density(fit.parameters)
+    assert isinstance(gaussians, GaussianDensity)
+    return GaussianBase(gaussians.loc, gaussians.scale_tril, full=full), fit.num_gradients.double().cpu().numpy()
 
 
 def _is_diagonal(matrix: Tensor) -> bool:
@@ -125,7 +132,7 @@ def _is_diagonal(matrix: Tensor) -> bool:
 def _usable(start: Start, data: Data, seed: int) -> Tensor:
     """Positions of the datapoints whose density is finite at a draw from the start."""
     size = max(1, MAX_ROWS // start.log_joint.num_tiles)
-    chunks = [slice(first, first + size) for first in range(0, data.num_datapoints, size)]
+    chunks = slices(data.num_datapoints, size)
     finite = torch.cat([_finite(start.rows(rows), data.rows(rows), seed) for rows in chunks])
     if not bool(finite.any()):
         raise TrainingError("no datapoint has a finite density at a draw from the start; try program.check(x)")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
-from amortize.diagnostics.trust import Trust, assess
+from amortize.diagnostics.trust import LEAST_DRAWS, LEAST_ESS, Trust, assess
 from amortize.errors import AmortizeWarning, ArgumentError, shown
 from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto, shortfall
+from amortize.inference.chunks import slices
+from amortize.inference.enumeration import exact_log_evidence, is_exact
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import LocalPosterior
-from amortize.inference.method import MAX_ROWS, AnnealingPath, Estimate, Method, concatenate
-from amortize.inference.starts import GaussianStart, GuideStart, PriorStart, Start
+from amortize.inference.method import AnnealingPath, Estimate, Method, concatenate
+from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.operands import require_program
 from amortize.program.program import Program
@@ -35,8 +35,6 @@ __all__ = ["Evidence", "evidence", "make_start"]
 ERRORS = ("monte-carlo", "simulated")
 UNREACHED = "none"
 """What was used for datapoints that Ctrl-C left out."""
-LEAST_ESS = 2.0
-FEW_DRAWS = 5  # below, the effective sample size can't tell
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,7 @@ def evidence(  # noqa: PLR0913 (the public face)
     data = program.prepare(x, device=device)
     with program.evaluating(), program.treating(discrete):
         origin = make_start(program, data, start)
-        exact = not (origin.log_joint.dim or origin.log_joint.structure.sampled)
+        exact = is_exact(origin.log_joint)
         if error == "simulated" and not exact:
             _try_simulation(program, data, method, start)
         result, interrupted = (
@@ -284,7 +282,7 @@ def _in_chunks(method: Method, start: Start, data: Data, seed: int) -> tuple[Est
     hidden = True if num <= size else None
     try:
         with undisturbed(), tqdm(total=num, desc="evidence", unit="datapoint", leave=False, disable=hidden) as bar:
-            for rows in _chunks(num, size):
+            for rows in slices(num, size):
                 chunk_seed = stream_seed(seed, "chunk", rows.start)
                 parts.append(method.estimate(start.rows(rows), data.rows(rows), seed=chunk_seed))
                 bar.update(rows.stop - rows.start)
@@ -295,11 +293,6 @@ def _in_chunks(method: Method, start: Start, data: Data, seed: int) -> tuple[Est
         warnings.warn(f"stopped after {done} of {num} datapoints; the others are NaN", AmortizeWarning, stacklevel=3)
         return _padded(concatenate(parts), num), True
     return concatenate(parts), False
-
-
-def _chunks(num: int, size: int) -> Iterator[slice]:
-    for first in range(0, num, size):
-        yield slice(first, min(first + size, num))
 
 
 def _padded(estimate: Estimate, num: int) -> Estimate:
@@ -324,7 +317,7 @@ def _mark_hopeless(result: Estimate, *, warn: bool) -> Estimate:
     Importance sampling has its k-hat to say so; chains are too few for one.
     """
     num_draws = len(result.log_weights)
-    if num_draws < FEW_DRAWS:
+    if num_draws < LEAST_DRAWS:
         return result
     hopeless = (result.ess < LEAST_ESS) & np.isfinite(result.log_evidence)  # -inf is certain, and says so itself
     if warn and hopeless.any():
@@ -344,13 +337,13 @@ def make_start(program: Program, data: Data, start: str | LocalPosterior | None)
         start = "prior" if program.guide is None else "guide"
     if isinstance(start, LocalPosterior):
         log_joint = program.log_joint(data)
-        loc, tril = (torch.as_tensor(a).to(log_joint.like) for a in (start.loc, start.scale_tril))
-        if loc.shape != (data.num_datapoints, log_joint.dim):
+        fitted = start.start(log_joint)
+        if fitted.density.shape != (data.num_datapoints, log_joint.dim):
             raise ArgumentError(
                 f"start: expected a local posterior of {data.num_datapoints} datapoints and {log_joint.dim} latents, "
-                f"got one of shape {tuple(loc.shape)}; fit it on the same data"
+                f"got one of shape {fitted.density.shape}; fit it on the same data"
             )
-        return GaussianStart(log_joint, loc, tril)
+        return fitted
     if isinstance(start, str) and start == "guide":
         return GuideStart(program.guide_density(data))
     if isinstance(start, str) and start == "prior":
@@ -360,16 +353,8 @@ def make_start(program: Program, data: Data, start: str | LocalPosterior | None)
 
 
 def _by_enumeration(start: Start, data: Data) -> Estimate:
-    """With discrete latents alone, all summed out, there is nothing left to sample: log p(x) itself."""
-    num = data.num_datapoints
-    size = max(1, MAX_ROWS // start.log_joint.num_tiles)
-    parts = []
-    for rows in _chunks(num, size):
-        chunk = data.rows(rows)
-        with torch.no_grad():
-            u = start.log_joint.like.new_zeros(chunk.num_datapoints, 0)
-            parts.append(start.log_joint.terms(chunk, u=u).joint.double().cpu().numpy())
-    exact = np.concatenate(parts)
+    """With discrete latents alone, all summed out."""
+    exact, num = exact_log_evidence(start.log_joint, data), data.num_datapoints
     return Estimate(
         log_evidence=exact,
         se=np.zeros(num),

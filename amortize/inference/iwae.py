@@ -28,13 +28,28 @@ from amortize.program.guide_runs import Gate
 from amortize.program.program import Program
 from amortize.program.trained import Particles
 
-__all__ = ["IWAE", "log_mean_exp"]
+__all__ = ["IWAE", "ImportanceWeighted", "log_mean_exp"]
 
 GRADIENTS = ("dreg", "standard")
 
 
 @dataclass(frozen=True)
-class IWAE(Objective):
+class ImportanceWeighted(Objective):
+    """Objectives whose value is the importance-weighted bound of K draws of the guide for each datapoint."""
+
+    num_particles: int = 5
+
+    def __post_init__(self) -> None:
+        check_count(f"{type(self).__name__} num_particles", self.num_particles)
+
+    @property
+    def bound(self) -> str:
+        """In words."""
+        return f"importance-weighted bound, {self.num_particles} particles" if self.num_particles > 1 else "ELBO"
+
+
+@dataclass(frozen=True)
+class IWAE(ImportanceWeighted):
     """The importance-weighted bound, a lower bound on each log p(x_n) that tightens with the particles.
 
     Parameters
@@ -61,18 +76,12 @@ class IWAE(Objective):
     """
 
     name: ClassVar[str] = "iwae"
-    num_particles: int = 5
     gradient: str = "dreg"
 
     def __post_init__(self) -> None:
-        check_count("IWAE num_particles", self.num_particles)
+        super().__post_init__()
         if self.gradient not in GRADIENTS:
             raise ArgumentError(f"IWAE gradient: expected one of {GRADIENTS}, got {self.gradient!r}")
-
-    @property
-    def bound(self) -> str:
-        """In words."""
-        return f"importance-weighted bound, {self.num_particles} particles" if self.num_particles > 1 else "ELBO"
 
     def on(self, program: Program, data: Data, *, seed: int) -> BatchLoss:  # noqa: ARG002 (nothing is drawn yet)
         """The loss on a program."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amortize.inference.chunks import slices
 from amortize.program.data import Data
 from amortize.program.program import Program
 from amortize.program.trained import TrainedProgram
@@ -74,8 +75,8 @@ class BatchLoss(nn.Module, ABC):
         parts, training = [], self.training
         self.eval()
         with pyro_rng(seed, "validation"), torch.no_grad():
-            for first in range(0, data.num_datapoints, size):
-                batch = data if size >= data.num_datapoints else data.rows(slice(first, first + size))
+            for rows in slices(data.num_datapoints, size):
+                batch = data if size >= data.num_datapoints else data.rows(rows)
                 draws = torch.stack([self(batch).bound for _ in range(num_draws)])
                 parts.append(draws.double().mean(0).cpu().numpy())
         self.train(training)

@@ -66,9 +66,9 @@ class Budget:
         return min(rough, second), second
 
     @property
-    def num_pilot_gradients(self) -> int:
-        """Gradients a datapoint that the pilot run takes."""
-        return self.pilot * PILOT_CHAINS * sum(self.pilot_passes) * self.kernel.num_gradients
+    def num_pilot_moves(self) -> int:
+        """Moves a datapoint that the pilot run takes."""
+        return self.pilot * PILOT_CHAINS * sum(self.pilot_passes)
 
 
 def run_pilot(start: Start, data: Data, budget: Budget, *, seed: int) -> Plan:

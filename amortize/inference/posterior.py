@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from amortize.errors import check_count
+from amortize.inference.enumeration import is_exact
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.operands import require_program
@@ -95,6 +96,6 @@ def posterior(
 def _start(program: Program, data: Data) -> Start:
     """The guide; or nothing to draw from a density at all, where every latent is summed out."""
     log_joint = program.log_joint(data)
-    if not (log_joint.dim or log_joint.structure.sampled):
+    if is_exact(log_joint):
         return PriorStart(log_joint)
     return GuideStart(program.guide_density(data))

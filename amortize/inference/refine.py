@@ -1,6 +1,6 @@
 r"""A start nearer to the posterior, for datapoints whose guide is too far off: a Gaussian fitted to each by itself.
 
-The fit is full-covariance variational inference (see ``local_optimiser``), which is as good a start as the posterior is
+The fit is full-covariance variational inference (see ``families``), which is as good a start as the posterior is
 Gaussian, and which, like every start, leaves the weights exact. What it can't be trusted with is a second mode. So
 chains that were annealed from the original start, which knows nothing of the fit, must lie under it: with d the
 Mahalanobis distance of a chain's end from the Gaussian, draws of the posterior have :math:`d^2` near D, and those of a
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortize.inference.local_optimiser import Problem
+from amortize.inference.families.family import Problem
+from amortize.inference.families.gaussian import FullCovariance
 from amortize.inference.starts import GaussianStart, Start
 from amortize.program.data import Data
 
@@ -40,9 +41,9 @@ def fitted_start(start: Start, data: Data, *, seed: int) -> tuple[GaussianStart,
 
     Where the fit broke down its numbers are not finite, and ``covers`` is false.
     """
-    problem = Problem(start.log_joint, start, data, "full-covariance", NUM_DRAWS)
-    loc, tril, cost = problem.gaussians(NUM_STEPS, seed)
-    return GaussianStart(start.log_joint, loc, tril), cost.double().cpu().numpy()
+    fit = FullCovariance().fit(Problem(start.log_joint, start, data, NUM_DRAWS, NUM_STEPS, seed))
+    fitted = GaussianStart(start.log_joint, fit.parameters["loc"], fit.parameters["scale_tril"])
+    return fitted, fit.num_gradients.double().cpu().numpy()
 
 
 @torch.no_grad()

@@ -33,10 +33,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from amortize.errors import ArgumentError, check_count, check_number, shown
-from amortize.inference.annealing import Movers, Plan, make_movers
+from amortize.inference.annealing import Movers, Plan, make_movers, most_planned, move_cost
 from amortize.inference.hmc import HMC
 from amortize.inference.kernels import Kernel, Parameters
-from amortize.inference.method import VALUE_COST, AnnealingPath, Estimate, Method, concatenate, estimate_of, most_rows
+from amortize.inference.method import AnnealingPath, Estimate, Method, concatenate, estimate_of, most_rows
 from amortize.inference.particles import Particles, begin, move, resample, reweigh, spread_of_ratio
 from amortize.inference.resampling import family_weights
 from amortize.inference.smc_pilot import DENSE_DIM, MOVES, Aims, plan_by_particles
@@ -49,8 +49,6 @@ from amortize.random import generator, stream_seed
 __all__ = ["SMC", "Finished", "run_smc"]
 
 TYPICAL_TEMPERATURES = 50  # how many there are going to be is not known when datapoints are chunked
-MOST_NUMBERS = 2**26
-"""In the whitening of a chunk's plan, for the sake of memory."""
 MOST_ALIKE = 0.8  # a datapoint with less than this share of a group's temperatures may go to another
 WORTH_A_GROUP = 2**20  # gradients: a second or so of a small program
 
@@ -115,9 +113,8 @@ class SMC(Method):
         """As many datapoints as memory allows, fewer where the run is long."""
         count = max(self.num_particles, self.pilot_particles)
         rows = most_rows(TYPICAL_TEMPERATURES * self.num_moves * self.kernel.num_gradients) // count
-        dim = max(1, start.log_joint.dim)
-        numbers = TYPICAL_TEMPERATURES * (dim**2 if dim <= DENSE_DIM else dim)
-        return max(1, min(rows // start.log_joint.num_tiles, MOST_NUMBERS // numbers))
+        room = most_planned(start, TYPICAL_TEMPERATURES, DENSE_DIM)
+        return max(1, min(rows // start.log_joint.num_tiles, room))
 
     def estimate(self, start: Start, data: Data, *, seed: int) -> Estimate:
         """Pilot, freeze, run the particles; datapoints of like length together."""
@@ -218,13 +215,10 @@ def _estimated(start: Start, data: Data, settings: SMC, plan: Plan, *, seed: int
 
 def _num_gradients(start: Start, settings: SMC, steps: int) -> float:
     """Gradients a datapoint, the pilot's too, and the values of Gibbs sweeps."""
-    structure = start.log_joint.structure
     pilot = settings.pilot_particles * max(MOVES, settings.num_moves) * steps
     moves = settings.num_particles * settings.num_moves * steps + pilot
-    values = sum(structure.sites[name].cardinality * structure.sites[name].num_variables for name in structure.sampled)
     first = settings.num_particles + settings.pilot_particles
-    each = (settings.kernel.num_gradients if structure.dim else 0) + values * VALUE_COST + bool(values)
-    return float(first + moves * each)
+    return first + moves * move_cost(start, settings.kernel)
 
 
 def _in_order(estimate: Estimate, order: np.ndarray) -> Estimate:

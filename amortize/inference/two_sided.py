@@ -26,9 +26,10 @@ from amortize.errors import ArgumentError, shown
 from amortize.inference.ais import AIS
 from amortize.inference.annealing import Plan, anneal, make_movers
 from amortize.inference.auto import Auto
+from amortize.inference.enumeration import exact_log_evidence
 from amortize.inference.importance import ImportanceSampling, log_ratios
 from amortize.inference.langevin import Langevin, plan_langevin
-from amortize.inference.method import MAX_ROWS, Method
+from amortize.inference.method import Method
 from amortize.inference.pilot import run_pilot
 from amortize.inference.smc import SMC
 from amortize.inference.starts import Start
@@ -93,14 +94,7 @@ def both_sides(method: Method, start: Start, data: Data, draws: Latents, *, seed
 
 def exact_sides(start: Start, data: Data) -> BothSides:
     """With discrete latents alone, all summed out, both sides are log p(x) itself."""
-    size = max(1, MAX_ROWS // start.log_joint.num_tiles)
-    parts = []
-    for first in range(0, data.num_datapoints, size):
-        rows = data.rows(slice(first, first + size))
-        with torch.no_grad():
-            u = start.log_joint.like.new_zeros(rows.num_datapoints, 0)
-            parts.append(start.log_joint.terms(rows, u=u).joint.double().cpu().numpy())
-    both = np.stack([np.concatenate(parts)] * 2)
+    both = np.stack([exact_log_evidence(start.log_joint, data)] * 2)
     return BothSides(both, both, np.zeros(both.shape[1]), np.full(both.shape, np.nan))
 
 

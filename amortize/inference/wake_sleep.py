@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amortize.errors import check_count, check_number
-from amortize.inference.iwae import log_mean_exp
-from amortize.inference.objective import BatchLoss, Objective, Terms
+from amortize.errors import check_number
+from amortize.inference.iwae import ImportanceWeighted, log_mean_exp
+from amortize.inference.objective import BatchLoss, Terms
 from amortize.program.data import Data
 from amortize.program.dreams import dream, require_dreams
 from amortize.program.handlers import unvalidated
@@ -32,7 +32,7 @@ __all__ = ["WakeSleep"]
 
 
 @dataclass(frozen=True)
-class WakeSleep(Objective):
+class WakeSleep(ImportanceWeighted):
     """Reweighted wake-sleep. Its value is the importance-weighted bound, a lower bound on each log p(x_n).
 
     The weights are normalised for each datapoint; Pyro's ``ReweightedWakeSleep`` multiplies them over the data plate
@@ -62,17 +62,11 @@ class WakeSleep(Objective):
     """
 
     name: ClassVar[str] = "wake-sleep"
-    num_particles: int = 5
     sleep: float = 0.0
 
     def __post_init__(self) -> None:
-        check_count("WakeSleep num_particles", self.num_particles)
+        super().__post_init__()
         check_number("WakeSleep sleep", self.sleep, "[0, 1]")
-
-    @property
-    def bound(self) -> str:
-        """In words."""
-        return f"importance-weighted bound, {self.num_particles} particles" if self.num_particles > 1 else "ELBO"
 
     def on(self, program: Program, data: Data, *, seed: int) -> BatchLoss:  # noqa: ARG002 (nothing is drawn yet)
         """The loss on a program."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from amortize.errors import AmortizeError, DynamicStructureError, NotIndependentError
 from amortize.program.blame import broadcast_sites, modes_of, named, site_terms, terms_that_differ, with_line
 from amortize.program.data import Data
+from amortize.program.discover import run_recorded
 from amortize.program.finite import verify_gradient
 from amortize.program.handlers import data_dim
-from amortize.program.probes import drawn_values, head_of, in_terms, joint_at, recorded, take
+from amortize.program.probes import drawn_values, head_of, in_terms, joint_at, take
 from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def verify_static(log_joint: LogJoint, data: Data, *, num_runs: int = STATIC_RUN
     head, structure = head_of(data), log_joint.structure
     first: dict[str, Any] | None = None
     for number in range(num_runs):
-        now = _shapes(recorded(log_joint.program.model, head, number), structure.plate)
+        now = _shapes(run_recorded(log_joint.program.model, head, number, "check"), structure.plate)
         first = now if first is None else first
         _same_sites(first, now, f"in one run and not in another of {num_runs} runs on the same datapoints")
     return f"{num_runs} runs on {head.num_datapoints} datapoints: the same sites and shapes"

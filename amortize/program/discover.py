@@ -40,10 +40,10 @@ HEAD = 4
 Messages = dict[str, dict[str, Any]]
 
 
-def run_recorded(function: Callable[..., Any], data: Data) -> Messages:
-    """Run a program once and return the message of each sample site."""
+def run_recorded(function: Callable[..., Any], data: Data, number: int = 0, stream: str = "discover") -> Messages:
+    """The message of each sample site of run ``number`` of a program, whose random numbers are those of ``stream``."""
     record = Record()
-    with pyro_rng(0, "discover"), unvalidated(), torch.no_grad(), record:
+    with pyro_rng(number, stream), unvalidated(), torch.no_grad(), record:
         function(*data.args, **data.kwargs)
     return record.messages
 

@@ -18,11 +18,11 @@ from torch.distributions import TransformedDistribution, biject_to
 from amortize.errors import AmortizeError, DynamicStructureError, GuideMismatchError, NotIndependentError
 from amortize.program.blame import modes_of, named, site_terms, terms_that_differ, with_line
 from amortize.program.data import Data
-from amortize.program.discover import has_user_scale
+from amortize.program.discover import has_user_scale, run_recorded
 from amortize.program.explain import explained
 from amortize.program.guide import TracedGuide
 from amortize.program.handlers import atoms, base_of, data_dim, is_auxiliary
-from amortize.program.probes import head_of, recorded, rows_in_words
+from amortize.program.probes import head_of, rows_in_words
 from amortize.random import generator, pyro_rng
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def guide_messages(program: Program, data: Data, number: int = 0) -> Messages:
     """The message of each sample site of one run of the guide, what is given left out."""
     assert program.guide is not None
     with explained(program.guide.name, data):
-        found = recorded(program.guide, data, number, "discover")
+        found = run_recorded(program.guide, data, number)
     return {name: msg for name, msg in found.items() if name not in program.condition}
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from amortize.program.data import Data
+from amortize.program.discover import run_recorded
 from amortize.program.enumerate import Placement, Runner
-from amortize.program.handlers import Record, unvalidated
 from amortize.program.masks import kept_entries
 from amortize.program.sites import Structure
-from amortize.random import pyro_rng
 
 __all__ = ["hidden_sites"]
 
@@ -22,13 +21,7 @@ def hidden_sites(runner: Runner, structure: Structure, data: Data) -> tuple[str,
     The others' mask is dropped, and they follow their prior.
     """
     head = data.rows(slice(0, min(data.num_datapoints, TRIED)))
-    runs = []
-    for number in range(2):
-        record = Record()
-        with pyro_rng(number, "hidden"), unvalidated(), torch.no_grad(), record:
-            runner.function(*head.args, **head.kwargs)
-        runs.append(record.messages)
-    first, second = runs
+    first, second = (run_recorded(runner.function, head, number, "hidden") for number in range(2))
     hidden = structure.hidden
     values = {name: first[name]["value"] for name in structure.sites}
     changed = values | {

@@ -15,10 +15,10 @@ from amortize.errors import AmortizeError, DataError, ParameterNameError
 from amortize.program.blame import named, with_line
 from amortize.program.clauses import Clause, Exam, Finding
 from amortize.program.data import Data
-from amortize.program.discover import support_name
+from amortize.program.discover import run_recorded, support_name
 from amortize.program.explain import explained
 from amortize.program.handlers import unvalidated
-from amortize.program.probes import head_of, recorded, rows_in_words
+from amortize.program.probes import head_of, rows_in_words
 from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
@@ -99,12 +99,12 @@ def run_part(part: Adopted, data: Data) -> tuple[Mapping[str, Mapping[str, Any]]
     head = head_of(data)
     try:
         with explained(part.name, head):
-            return recorded(part, head, 0, "discover"), head, f"on {head.num_datapoints} datapoints"
+            return run_recorded(part, head), head, f"on {head.num_datapoints} datapoints"
     except Exception:
         if head.num_datapoints == data.num_datapoints:
             raise
         try:
-            messages = recorded(part, data, 0, "discover")
+            messages = run_recorded(part, data)
         except Exception:
             messages = None
         if messages is None:
@@ -122,7 +122,7 @@ def _valid(exam: Exam) -> str | Finding:
             exam.program.model(*head.args, **head.kwargs)
     except Exception as error:  # the user's own code, with every check of Pyro's on
         return Finding("warn", f"Pyro's validation refuses the model: {with_line(error)}", "Give valid parameters")
-    messages = recorded(exam.program.model, exam.most, 0)
+    messages = run_recorded(exam.program.model, exam.most, stream="check")
     for name, msg in messages.items():
         with unvalidated():
             share, rows = _outside_support(msg)

@@ -5,22 +5,18 @@ Letters: N datapoints, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from amortize.program.blame import named
 from amortize.program.data import Data
-from amortize.program.discover import HEAD
-from amortize.program.handlers import Record, unvalidated
-from amortize.random import pyro_rng
+from amortize.program.discover import HEAD, run_recorded
 
 if TYPE_CHECKING:
     from amortize.program.density import Latents, LogJoint
 
-__all__ = ["drawn_values", "head_of", "in_terms", "joint_at", "recorded", "rows_in_words", "take"]
+__all__ = ["drawn_values", "head_of", "in_terms", "joint_at", "rows_in_words", "take"]
 
 SHOWN = 8  # rows listed in a message
 
@@ -30,17 +26,9 @@ def head_of(data: Data, size: int = HEAD) -> Data:
     return data.rows(slice(0, min(data.num_datapoints, size)))
 
 
-def recorded(function: Callable[..., Any], data: Data, number: int, stream: str = "check") -> dict[str, dict[str, Any]]:
-    """The message of each sample site of run ``number`` of a program."""
-    record = Record()
-    with pyro_rng(number, stream), unvalidated(), torch.no_grad(), record:
-        function(*data.args, **data.kwargs)
-    return record.messages
-
-
 def drawn_values(log_joint: LogJoint, data: Data, number: int) -> dict[str, Tensor]:
     """Values of all latents, discrete ones too, of one run of the model."""
-    messages = recorded(log_joint.program.model, data, number)
+    messages = run_recorded(log_joint.program.model, data, number, "check")
     return {name: messages[name]["value"] for name in log_joint.structure.sites}
 
 

@@ -13,11 +13,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from amortize.program.data import Data
+from amortize.program.discover import run_recorded
 from amortize.program.guide import TracedGuide
 from amortize.program.guide_runs import Drawn, GuideRun, frozen_statistics, leaf, require_path
 from amortize.program.handlers import LogTerms, Record, Score, data_dim, log_density, unmasked, unvalidated
 from amortize.program.masks import mask_of
-from amortize.program.probes import recorded
 
 __all__ = ["CapturedRun", "TracedRun", "captured_run", "reads_no_draws"]
 
@@ -129,7 +129,7 @@ def reads_no_draws(guide: TracedGuide, data: Data) -> bool:
     """Whether the guide's distributions are the same whatever it drew, on a few datapoints."""
     if len(guide.sites) == 1:
         return True
-    runs = [recorded(guide.runner.function, data, number) for number in range(PROBES)]
+    runs = [run_recorded(guide.runner.function, data, number, "check") for number in range(PROBES)]
     with unvalidated(), torch.no_grad():
         for name in guide.sites:
             values = [runs[0][name]["value"], runs[-1][name]["value"]]

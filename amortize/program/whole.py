@@ -24,11 +24,9 @@ from torch.distributions import biject_to
 from amortize.errors import ContractError, DiscreteLatentError, DynamicStructureError, PlateSizeError
 from amortize.program.data import Data
 from amortize.program.density import JointTerms, Latents, LogJoint
-from amortize.program.discover import has_user_scale, require_density, support_name
-from amortize.program.handlers import Record, unvalidated
+from amortize.program.discover import has_user_scale, require_density, run_recorded, support_name
 from amortize.program.sites import Site, Structure
 from amortize.program.whole_runner import WHOLE, WholeRunner, vectorised_if_right
-from amortize.random import pyro_rng
 
 if TYPE_CHECKING:
     from amortize.program.program import Program
@@ -46,7 +44,7 @@ def discover_whole(model: Function, data: Data) -> Structure:
     DynamicStructureError, PlateSizeError, DiscreteLatentError, ContractError
         Where the model can't be taken as one density over a flat u; the message names the site and the way out.
     """
-    runs = [_recorded(model, data, number) for number in range(2)]
+    runs = [run_recorded(model, data, number, "discover whole") for number in range(2)]
     structure, again = (_structure(messages) for messages in runs)
     if _signature(structure) != _signature(again):
         raise DynamicStructureError(
@@ -54,13 +52,6 @@ def discover_whole(model: Function, data: Data) -> Structure:
             f"{_signature(again)}. Make sites and shapes fixed (masks)"
         )
     return structure
-
-
-def _recorded(function: Function, data: Data, number: int) -> dict[str, dict[str, Any]]:
-    record = Record()
-    with pyro_rng(number, "discover whole"), unvalidated(), torch.no_grad(), record:
-        function(*data.args, **data.kwargs)
-    return record.messages
 
 
 def _structure(messages: Mapping[str, Mapping[str, Any]]) -> Structure:
@@ -198,7 +189,7 @@ def _without_givens(program: Program, data: Data) -> Function:
     ContractError
         If such a density depends on latents, so that leaving it out would be another model.
     """
-    runs = [_recorded(program.model, data, number) for number in range(2)]
+    runs = [run_recorded(program.model, data, number, "discover whole") for number in range(2)]
     for name in program.condition:
         first, second = (messages[name]["fn"].log_prob(messages[name]["value"]) for messages in runs)
         if not torch.equal(first, second):

@@ -13,7 +13,7 @@ from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.ais import run_ais
 from amortize.inference.pilot import run_pilot
 from amortize.inference.starts import PriorStart
-from tests.problems import CONJUGATE, PROBLEMS
+from tests.problems import CONJUGATE, PROBLEMS, two_that_fail
 from tests.statistics import z_value
 
 NUM_CHECKS = 2 * len(PROBLEMS)
@@ -158,13 +158,7 @@ def test_scaling_and_renaming_change_nothing():
 
 @few_chains
 def test_a_datapoint_that_fails_is_marked_and_spoils_no_other():
-    def model(x):
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            log_p = torch.where(x > 5, x.new_tensor(float("nan")), -0.5 * (x - z) ** 2)
-            pyro.factor("likelihood", torch.where(x < -5, x.new_tensor(-float("inf")), log_p))
-
-    x = torch.tensor([0.5, 9.0, -1.0, -9.0])
+    model, x, _ = two_that_fail()
     method = am.AIS(num_chains=8, num_temperatures=5)
     evidence = am.evidence(am.Program(model), x, method=method)
     alone = am.evidence(am.Program(model), x[[0, 2]], method=method)

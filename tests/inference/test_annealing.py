@@ -8,12 +8,9 @@ import torch
 
 import amortize as am
 from amortize.errors import AmortizeWarning
-from amortize.inference import ais
-from amortize.inference.annealing import Plan, anneal, make_movers
+from amortize.inference.annealing import MOST_NUMBERS, Plan, anneal, make_movers
 from amortize.inference.pilot import run_pilot
 from amortize.inference.starts import GuideStart, PriorStart
-from amortize.program.data import Data
-from amortize.program.density import Latents
 from amortize.random import generator
 from tests.problems import CONJUGATE, PROBLEMS, Problem
 from tests.statistics import z_value
@@ -145,7 +142,7 @@ def test_chunks_are_bounded_by_work_and_by_memory():
     short, long = am.AIS(num_temperatures=50), am.AIS(num_temperatures=5000)
     assert short.chunk_size(start) > long.chunk_size(start) >= 2**11 // 16
     wide = am.AIS(num_chains=1, num_temperatures=2**20, kernel=am.HMC(num_leapfrog=1))
-    assert wide.chunk_size(start) * 2**20 * 9 <= ais.MOST_NUMBERS
+    assert wide.chunk_size(start) * 2**20 * 9 <= MOST_NUMBERS
 
 
 @FEW
@@ -156,10 +153,3 @@ def test_gradients_are_counted_with_the_pilot():
     assert (evidence.num_gradients == 8 * 60 * 3 + 2 * 4 * 60 * 3).all()
     alone = am.AIS(num_chains=8, num_temperatures=60, kernel=am.HMC(num_leapfrog=3), pilot=False)
     assert (am.evidence(program, x, method=alone, start="prior").num_gradients == 8 * 60 * 3).all()
-
-
-def test_a_latent_of_each_row_keeps_its_place():
-    """Rows are chain-major: two datapoints far apart can't be mixed up."""
-    latents = Latents(torch.arange(6.0).unsqueeze(1), torch.zeros(6, 0, dtype=torch.long))
-    data = Data.of(torch.tensor([[0.0], [1.0]])).fold(3)
-    assert latents.u.reshape(3, 2, 1)[1, 0] == 2 and data.leaves[0][2] == 0

@@ -21,7 +21,7 @@ from amortize.inference.path import GeometricPath
 from amortize.inference.refine import covers
 from amortize.inference.standing import Origin, Standing
 from amortize.inference.starts import GaussianStart, GuideStart
-from tests.problems import PROBLEMS
+from tests.problems import PROBLEMS, two_that_fail
 from tests.statistics import z_value
 
 missed = pytest.mark.filterwarnings("ignore:.* did not reach a standard error:amortize.errors.AmortizeWarning")
@@ -68,7 +68,7 @@ def z_scores(program, x, exact, method, seeds):
     return np.array([(run.log_evidence - exact) / run.se for run in runs]), runs
 
 
-def test_a_good_guide_needs_importance_sampling_alone(factor_analysis):
+def test_a_good_guide_needs_importance_sampling_alone():
     problem = PROBLEMS["state-space"]()
     result = am.evidence(problem.program(guide=True), problem.data, method="auto")
     assert set(result.used) == {"importance sampling"} and result.method == "auto"
@@ -105,22 +105,27 @@ def test_errors_are_honest_over_seeds(narrow):
     assert np.abs(z).max() < z_value(4 * z.size)
 
 
-def test_heavy_tails_that_look_good_by_chance_are_not_believed():
-    """A guide half as wide as the posterior: k = 3/4, and one run in four has a k-hat below its threshold."""
+def under_a_narrow_guide(*, dim: int, scale: float) -> am.Program:
+    """Latents that the data say nothing of, so that the posterior is the prior, and a guide ``scale`` times as wide."""
 
     def model(x):
         with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(x.new_zeros(dim), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     def guide(x):
         with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(x.new_zeros(3), 0.5).to_event(1))
+            pyro.sample("z", dist.Normal(x.new_zeros(dim), scale).to_event(1))
 
+    return am.Program(model, guide)
+
+
+def test_heavy_tails_that_look_good_by_chance_are_not_believed():
+    """A guide half as wide as the posterior: k = 3/4, and one run in four has a k-hat below its threshold."""
     x = torch.zeros(500, dtype=torch.float64)
-    drawn = am.evidence(am.Program(model, guide), x, method=am.ImportanceSampling())
+    program = under_a_narrow_guide(dim=3, scale=0.5)
+    drawn = am.evidence(program, x, method=am.ImportanceSampling())
     assert (drawn.khat < 2 / 3).mean() > 0.1
-    program = am.Program(model, guide)
     data, standing = program.prepare(x), Standing(500, 1e6)
     origin = Origin(GuideStart(program.guide_density(data)), data, np.arange(500), "", 0)
     Drawer(origin, standing, num_draws=1000, target_se=0.2).run()
@@ -130,18 +135,8 @@ def test_heavy_tails_that_look_good_by_chance_are_not_believed():
 @missed
 def test_draws_that_were_lucky_twice_are_not_believed():
     """Under a guide 0.6 times as wide as the posterior, the draws that two looks pass are 0.1 nats too low."""
-
-    def model(x):
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(x.new_zeros(2), 0.6).to_event(1))
-
     x = torch.zeros(256, dtype=torch.float64)
-    result = am.evidence(am.Program(model, guide), x, method=am.Auto(refine=False))
+    result = am.evidence(under_a_narrow_guide(dim=2, scale=0.6), x, method=am.Auto(refine=False))
     error = result.log_evidence - stats.norm.logpdf(0.0)
     assert (result.se <= 0.05).all()
     assert error.mean() > -(0.05**2) - z_value() * 0.05 / np.sqrt(len(x))
@@ -194,20 +189,14 @@ def test_the_budget_holds_and_what_is_missed_is_said(narrow):
 
 
 def test_a_datapoint_that_fails_spoils_no_other():
-    def model(x):
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            log_p = torch.where(x > 5, x.new_tensor(float("nan")), -0.5 * (x - z) ** 2)
-            pyro.factor("likelihood", torch.where(x < -5, x.new_tensor(-float("inf")), log_p))
+    model, x, exact = two_that_fail()
 
     def guide(x):
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(x.clamp(-2, 2) + 1.5, 0.3))
 
-    x = torch.tensor([0.5, 9.0, -1.0, -9.0])
     with pytest.warns(AmortizeWarning, match="2 of 4 datapoints did not reach"):
         result = am.evidence(am.Program(model, guide), x, method="auto")
-    exact = -0.5 * np.log(2.0) - x.numpy() ** 2 / 4
     assert np.isnan(result.log_evidence[1]) and np.isneginf(result.log_evidence[3])
     fine = [0, 2]
     assert (result.se[fine] <= 0.05).all()

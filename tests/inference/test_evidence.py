@@ -90,7 +90,7 @@ def test_a_local_posterior_is_a_start(factor_analysis):
 
 def test_chunks_give_the_same_answer(factor_analysis, monkeypatch):
     analysis, x, exact = factor_analysis
-    monkeypatch.setattr("amortize.inference.evidence.MAX_ROWS", 64)
+    monkeypatch.setattr("amortize.inference.method.MAX_ROWS", 64)
     result = am.evidence(analysis.program(), x, method=am.AIS(num_chains=16, num_temperatures=20))
     error = (result.log_evidence - exact).mean()
     bias, noise = -0.5 * np.square(result.se).mean(), np.sqrt(np.square(result.se).sum()) / 64

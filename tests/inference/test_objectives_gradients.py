@@ -66,22 +66,28 @@ def test_dreg_is_the_standard_gradient_in_expectation():
     assert agree(dreg, standard)
 
 
-def test_dreg_leaves_an_exact_guide_alone():
-    """Where the guide is the posterior, the weights are constant and no draw moves it."""
-    x = torch.linspace(-2, 2, 7, dtype=torch.float64)
-    shift = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+def normal_with_noise(noise: float):
+    """A standard normal latent of each datapoint, observed with noise."""
 
     def model(x):
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(z, noise), obs=x)
+
+    return model
+
+
+def test_dreg_leaves_an_exact_guide_alone():
+    """Where the guide is the posterior, the weights are constant and no draw moves it."""
+    x = torch.linspace(-2, 2, 7, dtype=torch.float64)
+    shift = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def guide(x):
         pyro.param("shift", shift)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(x / 2 + shift, 0.5**0.5))
 
-    program = am.Program(model, guide)
+    program = am.Program(normal_with_noise(1.0), guide)
     assert np.abs(gradients(program, x, am.IWAE(num_particles=5), range(3))).max() < 1e-12
     standard = gradients(program, x, am.IWAE(num_particles=5, gradient="standard"), range(3))
     assert np.abs(standard).max() > 1e-3
@@ -178,18 +184,13 @@ def test_accepted_moves_answer_for_their_decisions(monkeypatch):
     num = 120_000
     shift = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
 
-    def model(x):
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
     def guide(x):
         pyro.param("shift", shift)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(shift.expand(x.shape[0]), 1.0))
 
     x = torch.full((num,), 1.5, dtype=torch.float64)
-    program = am.Program(model, guide)
+    program = am.Program(normal_with_noise(0.5), guide)
     data = program.prepare(x)
     objective = am.AMCVAE(num_steps=6, step_size=1.4)
     loss = objective.on(program, data, seed=0)

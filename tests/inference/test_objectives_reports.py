@@ -13,13 +13,7 @@ import torch
 import amortize as am
 from amortize.errors import AmortizeWarning, ArgumentError
 from amortize.inference.objectives import BOUNDS
-
-
-def linear_vae(num: int = 60):
-    """Factor analysis with the best linear encoder."""
-    analysis = am.models.FactorAnalysis.random(latent_dim=3, data_dim=6, dtype=torch.float64)
-    analysis.set_best_encoder()
-    return analysis, analysis.simulate(num, seed=1)
+from tests.problems import linear_vae
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -141,15 +141,19 @@ def laplace(program: am.Program, data: Any) -> am.LocalPosterior:
     covariance = torch.linalg.inv(precision)
     unknown = np.full(1, np.nan)
     return am.LocalPosterior(
-        "laplace",
+        "full-covariance",
         elbo=unknown,
         elbo_se=unknown,
         converged=np.ones(1, dtype=bool),
         num_steps=np.zeros(1, dtype=int),
-        loc=u.detach().double().numpy()[None],
-        scale_tril=torch.linalg.cholesky(covariance).numpy()[None],
+        parameters={
+            "loc": u.detach().double().numpy()[None],
+            "scale_tril": torch.linalg.cholesky(covariance).numpy()[None],
+        },
         settings={},
         seconds=0.0,
+        num_gradients=np.zeros(1),
+        num_restarts=np.zeros(1, dtype=int),
     )
 
 

@@ -1,56 +1,71 @@
-r"""The best non-amortized posterior of each datapoint: Gaussian variational inference in u, every datapoint by itself.
+r"""The best non-amortized posterior of each datapoint: variational inference in u, every datapoint by itself.
 
 .. math:: \max_{\lambda_n} \; E_{q(u; \lambda_n)}[\log p(x_n, u) - \log q(u; \lambda_n)]
 
-All datapoints are fitted at once, and each by itself (see ``local_optimiser``); a full-covariance fit begins at the
-mean-field one. The reported ELBO is that of fresh draws, never the optimiser's.
+All datapoints are fitted at once, and each by itself; how, is the business of each family (``families``). The reported
+ELBO is that of fresh draws, never the optimiser's. A fit that failed is begun anew elsewhere.
 
-Letters: N datapoints, D latents.
+Letters: S draws, N datapoints, D latents.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from amortize.errors import ArgumentError, DiscreteLatentError, check_count
-from amortize.inference.families import check_family
-from amortize.inference.local_optimiser import Problem
-from amortize.inference.starts import GuideStart, PriorStart, Start
+from amortize.inference.chunks import slices
+from amortize.inference.families.density import Density, GaussianDensity
+from amortize.inference.families.family import Family, Fit, Problem, Trace
+from amortize.inference.families.registry import family_of, make_family
+from amortize.inference.starts import FamilyStart, GaussianStart, GuideStart, PriorStart, Start
 from amortize.program.data import Data
+from amortize.program.density import LogJoint
 from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.program.simulate import constrained
 from amortize.program.sites import Structure
 from amortize.random import check_seed, generator, stream_seed
 
-__all__ = ["LocalPosterior", "fit_local"]
+__all__ = ["LocalPosterior", "fit_local", "score"]
 
 INITS = ("guide", "prior")
 MAX_DATAPOINTS = 2048
+MAX_ROWS = 2**15
+FINAL_DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class LocalPosterior:
-    """Gaussian posteriors over u, one a datapoint, with their ELBO on fresh draws.
+    """Posteriors over u, one a datapoint, with their ELBO on fresh draws.
 
     Attributes
     ----------
     family
-        "mean-field" or "full-covariance".
+        The name of the family, one of ``amortize.inference.families.registry.FAMILIES``.
     elbo, elbo_se
         (N,) nats.
     converged
         (N,) whether the datapoint stopped by itself, finite, and not below where it began. Stopping means that less
         than 0.01 nats seemed to be left; under correlations above .99, which mean field leaves out, it may be more.
-    num_steps
-        (N,) optimisation steps taken.
-    loc, scale_tril
-        (N, D) and (N, D, D).
+    num_steps, num_gradients
+        (N,) optimisation steps taken, and gradients of the log joint.
+    num_restarts
+        (N,) how often a fit failed and was begun anew.
+    parameters
+        What was fitted, by name, (N, ...) each.
+    family_settings
+        Those of the family.
+    settings, seconds
+        How it was fitted, and how long it took.
+    trace_seconds, trace_num_gradients, trace_elbo
+        The fit on its way, at K looks: (K,), (K,) gradients a datapoint, and (K, N) nats by the optimiser's own draws.
     """
 
     family: str
@@ -58,10 +73,15 @@ class LocalPosterior:
     elbo_se: np.ndarray
     converged: np.ndarray
     num_steps: np.ndarray
-    loc: np.ndarray
-    scale_tril: np.ndarray
+    parameters: dict[str, np.ndarray]
     settings: dict[str, Any]
     seconds: float
+    num_gradients: np.ndarray
+    num_restarts: np.ndarray
+    family_settings: dict[str, Any] = field(default_factory=dict)
+    trace_seconds: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    trace_num_gradients: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    trace_elbo: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
     program: Program | None = field(default=None, repr=False, compare=False)
     data: Data | None = field(default=None, repr=False, compare=False)
 
@@ -73,6 +93,53 @@ class LocalPosterior:
             f"{self.converged.sum()} of them converged"
         )
 
+    @property
+    def loc(self) -> np.ndarray:
+        """Mean of each datapoint's Gaussian, (N, D).
+
+        Raises
+        ------
+        ArgumentError
+            If the family is not Gaussian.
+        """
+        return _numpy(self._gaussian().loc)
+
+    @property
+    def scale_tril(self) -> np.ndarray:
+        """Cholesky factor of the covariance of each datapoint's Gaussian, (N, D, D).
+
+        Raises
+        ------
+        ArgumentError
+            If the family is not Gaussian.
+        """
+        return _numpy(self._gaussian().scale_tril)
+
+    def density(self, like: Tensor) -> Density:
+        """Its densities over u, as tensors of the dtype and on the device of ``like``."""
+        family = family_of(self.family, self.family_settings)
+        return family.density(self._tensors(like))
+
+    def start(self, log_joint: LogJoint) -> GaussianStart | FamilyStart:
+        """These posteriors as what chains start from.
+
+        Raises
+        ------
+        ArgumentError
+            If it was fitted to other data, or its family has no density.
+        """
+        family = family_of(self.family, self.family_settings)
+        if not family.has_density:
+            raise ArgumentError(
+                f"start: {self.family} posteriors have no density over u that chains could start from; take those of "
+                "another family, as 'full-covariance'"
+            )
+        tensors = self._tensors(log_joint.like)
+        density = family.density(tensors)
+        if isinstance(density, GaussianDensity):
+            return GaussianStart(log_joint, density.loc, density.scale_tril)
+        return FamilyStart(log_joint, family, tensors)
+
     def draws(self, num_draws: int = 1000, *, seed: int = 0) -> dict[str, np.ndarray]:
         """Posterior draws by latent site, in the site's own (constrained) space: arrays (draw, N, ...).
 
@@ -83,23 +150,35 @@ class LocalPosterior:
         """
         num_draws = check_count("num_draws", num_draws)
         if self.program is None or self.data is None:
-            raise ArgumentError("draws: this posterior was made from arrays alone; use its loc and scale_tril")
+            raise ArgumentError("draws: this posterior was made from arrays alone; use its parameters")
         gen = generator(check_seed(seed), "local-draws")
-        noise = torch.randn(num_draws, *self.loc.shape, generator=gen, dtype=torch.float64).numpy()
-        u = self.loc + np.einsum("nij,snj->sni", self.scale_tril, noise)
+        with torch.no_grad():
+            u = self.density(torch.zeros(0, dtype=torch.float64)).draw(num_draws, gen)
         with self.program.evaluating():
             log_joint = self.program.log_joint(self.data)
-            return constrained(log_joint, self.data, torch.from_numpy(u), seed=stream_seed(seed, "local-sites"))
+            return constrained(log_joint, self.data, u, seed=stream_seed(seed, "local-sites"))
+
+    def _tensors(self, like: Tensor) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(array).to(like) for name, array in self.parameters.items()}
+
+    def _gaussian(self) -> GaussianDensity:
+        density = self.density(torch.zeros(0, dtype=torch.float64))
+        if not isinstance(density, GaussianDensity):
+            raise ArgumentError(
+                f"loc, scale_tril: {self.family} posteriors aren't Gaussian; take moments of .draws(), or .parameters"
+            )
+        return density
 
 
 def fit_local(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
-    family: str = "mean-field",
+    family: str | Family = "mean-field",
     init: str | None = None,
     num_draws: int = 8,
     num_steps: int = 3000,
+    num_restarts: int = 1,
     seed: int = 0,
     device: str | None = None,
 ) -> LocalPosterior:
@@ -110,13 +189,15 @@ def fit_local(  # noqa: PLR0913 (the public face)
     program, x
         The program and N datapoints.
     family
-        "mean-field" or "full-covariance" Gaussians in u.
+        "mean-field" or "full-covariance" Gaussians in u, or the settings of a family.
     init
         "guide" (the default where there is one) or "prior": where each datapoint begins, by mean and scale of draws.
     num_draws
         S, draws a step (antithetic pairs).
     num_steps
         Most steps a datapoint may take.
+    num_restarts
+        How often a fit that failed - not finite, or below where it began - is begun anew, elsewhere.
     seed, device
         Of all draws, and where to run ("cpu", "cuda").
 
@@ -140,8 +221,9 @@ def fit_local(  # noqa: PLR0913 (the public face)
     (8,)
     """
     require_program(program)
-    check_family(family)
+    made = make_family(family)
     num_draws, num_steps = check_count("num_draws", num_draws, 2), check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts, 0)
     if num_draws % 2:
         raise ArgumentError(f"num_draws: expected an even number (draws come in antithetic pairs), got {num_draws}")
     seed = check_seed(seed)
@@ -151,14 +233,138 @@ def fit_local(  # noqa: PLR0913 (the public face)
         start = _start(program, data, init)
         _require_continuous(start.log_joint.structure)
         parts = []
-        for first in range(0, data.num_datapoints, MAX_DATAPOINTS):
-            chunk = slice(first, first + MAX_DATAPOINTS)
-            problem = Problem(program.log_joint(data), start, data.rows(chunk), family, num_draws)
-            parts.append(problem.solve(num_steps, stream_seed(seed, "local", family, first)))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    settings = {"init": start.name, "num_draws": num_draws, "num_steps": num_steps, "seed": seed}
-    seconds = time.perf_counter() - begin
-    return LocalPosterior(family, **arrays, settings=settings, seconds=seconds, program=program, data=data)
+        for chunk in slices(data.num_datapoints, MAX_DATAPOINTS):
+            chunk_seed = stream_seed(seed, "local", made.name, chunk.start)
+            rows = data.rows(chunk)
+            problem = Problem(program.log_joint(data), start.rows(chunk), rows, num_draws, num_steps, chunk_seed)
+            parts.append(_Best(made, problem).after(num_restarts))
+    trace = _joined_trace([part.trace for part in parts])
+    return LocalPosterior(
+        made.name,
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
+        parameters={name: np.concatenate([p.parameters[name] for p in parts]) for name in parts[0].parameters},
+        family_settings=made.settings(),
+        settings={
+            "init": start.name,
+            "num_draws": num_draws,
+            "num_steps": num_steps,
+            "num_restarts": num_restarts,
+            "seed": seed,
+        },
+        seconds=time.perf_counter() - begin,
+        trace_seconds=trace.seconds,
+        trace_num_gradients=trace.num_gradients,
+        trace_elbo=trace.elbo,
+        program=program,
+        data=data,
+    )
+
+
+_COLUMNS = ("elbo", "elbo_se", "converged", "num_steps", "num_gradients", "num_restarts")
+
+
+class _Best:
+    """The fits of one problem: where one failed, the better of it and another, begun elsewhere."""
+
+    def __init__(self, family: Family, problem: Problem) -> None:
+        self._family, self._problem = family, problem
+        fit = family.fit(problem)
+        num = problem.data.num_datapoints
+        self.trace = fit.trace
+        self.parameters = {name: value.double().cpu().numpy() for name, value in fit.parameters.items()}
+        self.elbo, self.elbo_se = self._score(problem, fit)
+        self.num_steps, self.num_gradients = _numpy(fit.num_steps), _numpy(fit.num_gradients).astype(float)
+        self.num_restarts = np.zeros(num, dtype=int)
+        begun, begun_se = _begun(problem)
+        self._floor, self._floor_se = begun, begun_se
+        self._stopped = _numpy(fit.stopped)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """(N,) whether it stopped, and did not fail."""
+        return np.asarray(self._stopped & ~self._failed)
+
+    @property
+    def _failed(self) -> np.ndarray:
+        below = self.elbo < self._floor - 3 * np.hypot(self.elbo_se, self._floor_se)
+        return np.asarray(~np.isfinite(self.elbo) | (below & self._family.has_density))
+
+    def after(self, num_restarts: int) -> _Best:
+        """Itself, once fits that failed were tried again."""
+        problem = self._problem
+        for _ in range(num_restarts):
+            index = np.flatnonzero(self._failed)
+            if not len(index):
+                break
+            problem = problem.again()
+            self._retry(problem.rows(torch.from_numpy(index).to(problem.data.index.device)), index)
+        return self
+
+    def _retry(self, problem: Problem, index: np.ndarray) -> None:
+        fit = self._family.fit(problem)
+        elbo, se = self._score(problem, fit)
+        better = ~(elbo <= self.elbo[index]) & np.isfinite(elbo)
+        taken = index[better]
+        self.elbo[taken], self.elbo_se[taken] = elbo[better], se[better]
+        for name, value in fit.parameters.items():
+            self.parameters[name][taken] = value.double().cpu().numpy()[better]
+        self._stopped[taken] = _numpy(fit.stopped)[better]
+        self.num_steps[index] += _numpy(fit.num_steps)
+        self.num_gradients[index] += _numpy(fit.num_gradients)
+        self.num_restarts[index] += 1
+
+    def _score(self, problem: Problem, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+        if fit.elbo is not None and fit.elbo_se is not None:
+            return _numpy(fit.elbo.double()), _numpy(fit.elbo_se.double())
+        return score(self._family.density(fit.parameters), problem, "final")
+
+
+@torch.no_grad()
+def score(density: Density, problem: Problem, stream: str) -> tuple[np.ndarray, np.ndarray]:
+    """ELBO and its standard error on fresh draws, (N,) nats each; a draw that is not finite makes it so."""
+    gen = generator(problem.seed, "score", stream, device=problem.data.index.device)
+    num = problem.data.num_datapoints
+    parts = []
+    for block in slices(FINAL_DRAWS, max(1, MAX_ROWS // (num * problem.log_joint.num_tiles))):
+        count = block.stop - block.start
+        u, log_q = density.draw_scored(count, gen)
+        log_p = problem.log_joint.terms(problem.data.fold(count), u=u.flatten(0, 1)).joint
+        parts.append(_numpy(log_p.reshape(count, -1).double() - log_q.double()))
+    values = np.concatenate(parts)
+    with np.errstate(invalid="ignore"):  # rows that are nowhere finite
+        return np.asarray(values.mean(0)), np.asarray(values.std(0, ddof=1) / math.sqrt(FINAL_DRAWS))
+
+
+def _begun(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The ELBO of where fits begin: a Gaussian with independent dimensions."""
+    loc, scale = problem.moments()
+    return score(GaussianDensity(loc, torch.diag_embed(scale)), problem, "begun")
+
+
+def _joined_trace(traces: list[Trace | None]) -> Trace:
+    """Chunks side by side, look by look; their seconds add up."""
+    known = [trace for trace in traces if trace is not None]
+    if len(known) < len(traces):
+        return Trace(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+    looks = max(len(trace.seconds) for trace in known)
+    padded = [Trace(*(_padded(values, looks) for values in trace)) for trace in known]
+    return Trace(
+        np.sum([trace.seconds for trace in padded], axis=0),
+        np.max([trace.num_gradients for trace in padded], axis=0),
+        np.concatenate([trace.elbo for trace in padded], axis=1),
+    )
+
+
+def _padded(values: np.ndarray, looks: int) -> np.ndarray:
+    """As many looks, by repeating the last one."""
+    if not len(values):
+        return np.full((looks, *values.shape[1:]), np.nan)
+    return np.concatenate([values, np.repeat(values[-1:], looks - len(values), axis=0)])
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.cpu().numpy()
+    return array
 
 
 def _require_continuous(structure: Structure) -> None:

@@ -5,18 +5,22 @@ Letters: C chains, N datapoints, D continuous latents, M sampled discrete variab
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from amortize.inference.families.density import Density, GaussianDensity
 from amortize.program.data import Data
 from amortize.program.density import Latents, LogJoint
 from amortize.program.guide import GuideDensity
 from amortize.random import generator, pyro_rng
 
-__all__ = ["GaussianStart", "GuideStart", "PriorStart", "Start", "scale_of"]
+if TYPE_CHECKING:
+    from amortize.inference.families.family import Family, Parameters
+
+__all__ = ["FamilyStart", "GaussianStart", "GuideStart", "PriorStart", "Start", "scale_of"]
 
 SCALE_DRAWS = 64
 
@@ -94,33 +98,56 @@ class GaussianStart(Start):
 
     def __init__(self, log_joint: LogJoint, loc: Tensor, scale_tril: Tensor) -> None:
         self.log_joint, self.loc, self.scale_tril = log_joint, loc, scale_tril
+        self.density = GaussianDensity(loc, scale_tril)
 
     def draw(self, data: Data, seed: int, stream: str) -> Latents:
         """Loc + scale_tril @ noise."""
-        chains = data.num_datapoints // len(self.loc)
-        gen = generator(seed, stream, device=self.loc.device)
-        shape = (chains, *self.loc.shape)
-        noise = torch.randn(shape, generator=gen, device=self.loc.device, dtype=self.loc.dtype)
-        u = (self.loc + torch.einsum("nij,cnj->cni", self.scale_tril, noise)).flatten(0, 1)
-        return Latents(u, u.new_zeros(len(u), 0, dtype=torch.long))
+        return _draw(self.density, data, seed, stream)
 
     def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Gaussian log density, and the log importance ratio; there are no sampled discrete variables."""
-        log_q = self.log_density(u.reshape(-1, *self.loc.shape)).flatten()
-        return log_q, self.log_joint.terms(data, u=u).joint - log_q
+        return _terms(self.density, self.log_joint, data, u)
 
     def log_density(self, u: Tensor) -> Tensor:
         """Log q0 at u (C, N, D): (C, N)."""
-        centred = (u - self.loc).movedim(0, -1)
-        white = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
-        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        dim = self.loc.shape[-1]
-        result: Tensor = -0.5 * white.square().sum(1).T - log_det - 0.5 * dim * math.log(2 * math.pi)
-        return result
+        return self.density.log_density(u)
 
     def rows(self, index: slice | Tensor) -> GaussianStart:
         """The Gaussians of some datapoints."""
         return GaussianStart(self.log_joint, self.loc[index], self.scale_tril[index])
+
+
+class FamilyStart(Start):
+    """Members of any other family of local posteriors: ``parameters`` by name, (N, ...) each."""
+
+    name = "local posterior"
+
+    def __init__(self, log_joint: LogJoint, family: Family, parameters: Parameters) -> None:
+        self.log_joint, self.family, self.parameters = log_joint, family, parameters
+        self.density = family.density(parameters)
+
+    def draw(self, data: Data, seed: int, stream: str) -> Latents:
+        """Exact draws of the family."""
+        return _draw(self.density, data, seed, stream)
+
+    def terms(self, data: Data, u: Tensor, choices: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Log density, and the log importance ratio; there are no sampled discrete variables."""
+        return _terms(self.density, self.log_joint, data, u)
+
+    def rows(self, index: slice | Tensor) -> FamilyStart:
+        """The members of some datapoints."""
+        return FamilyStart(self.log_joint, self.family, {name: t[index] for name, t in self.parameters.items()})
+
+
+def _draw(density: Density, data: Data, seed: int, stream: str) -> Latents:
+    chains = data.num_datapoints // density.shape[0]
+    u = density.draw(chains, generator(seed, stream, device=data.index.device)).flatten(0, 1)
+    return Latents(u, u.new_zeros(len(u), 0, dtype=torch.long))
+
+
+def _terms(density: Density, log_joint: LogJoint, data: Data, u: Tensor) -> tuple[Tensor, Tensor]:
+    log_q = density.log_density(u.reshape(-1, *density.shape)).flatten()
+    return log_q, log_joint.terms(data, u=u).joint - log_q
 
 
 def scale_of(start: Start, data: Data, seed: int) -> Tensor:

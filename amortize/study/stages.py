@@ -115,7 +115,7 @@ def arrays_codec() -> Codec[dict[str, NDArray[Any]]]:
 def dataclass_codec(
     cls: type[T], *, nested: Mapping[str, type] | None = None, live: Mapping[str, Any] | None = None
 ) -> Codec[T]:
-    """For dataclasses whose fields are arrays or plain values.
+    """For dataclasses whose fields are arrays, dicts of arrays or plain values.
 
     Parameters
     ----------
@@ -134,6 +134,8 @@ def dataclass_codec(
         for name, value in _flat(result, inner, given):
             if isinstance(value, np.ndarray):
                 arrays[name] = value.astype(str) if value.dtype == object else value  # text of a fixed width
+            elif isinstance(value, dict) and any(isinstance(item, np.ndarray) for item in value.values()):
+                arrays |= {f"{name}/{key}": item for key, item in value.items()}
             else:
                 plain[name] = value
         _savez(path, {**arrays, _META: np.array(json.dumps(plain))})
@@ -142,7 +144,11 @@ def dataclass_codec(
         arrays = _loadz(path)
         plain = json.loads(str(arrays.pop(_META)))
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-        return _built(cls, {**values, **arrays, **given}, inner)
+        dicts: dict[str, dict[str, NDArray[Any]]] = {}
+        for name in [name for name in arrays if "/" in name]:
+            field, _, key = name.partition("/")
+            dicts.setdefault(field, {})[key] = arrays.pop(name)
+        return _built(cls, {**values, **arrays, **dicts, **given}, inner)
 
     return Codec(".npz", write, read)
 

@@ -34,7 +34,8 @@ def encoder(x):
 def local(program, x):
     gen = np.random.default_rng(0)
     posterior = am.fit_local(program, x, init="prior", num_steps=50)
-    return am.LocalPosterior(**vars(posterior) | {"loc": gen.normal(size=posterior.loc.shape)})
+    moved = posterior.parameters | {"loc": gen.normal(size=posterior.loc.shape)}
+    return am.LocalPosterior(**vars(posterior) | {"parameters": moved})
 
 
 def starts():

@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_numbers(factor_analysis):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"family": "flow"}, "family"),
+        ({"family": "gaussian"}, "family"),
         ({"init": "here"}, "init"),
         ({"num_draws": 3}, "even"),
         ({"num_steps": 0}, "num_steps"),

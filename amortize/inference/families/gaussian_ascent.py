@@ -1,4 +1,4 @@
-r"""The optimiser of local posteriors: Adam in each posterior's own frame, every datapoint by itself.
+r"""The optimiser of Gaussian local posteriors: Adam in each posterior's own frame, every datapoint by itself.
 
 All datapoints share each evaluation of the model and nothing else: own Adam moments, own rate, own stopping. At the end
 of a window of steps, a datapoint whose ELBO no longer rises by more than its noise has its rate cut. It stops, at the
@@ -11,6 +11,7 @@ Letters: S draws, N datapoints, D latents, P parameters a datapoint.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,18 +21,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.inference.families import Gaussians, draw, entropy, gradients, moved, scale_tril
-from amortize.inference.starts import Start
+from amortize.inference.families.family import Fit, Parameters, Problem, Trace
+from amortize.inference.families.gaussians import Gaussians, draw, entropy, gradients, moved
 from amortize.program.compile import Compiled
 from amortize.program.data import Data
-from amortize.program.density import LogJoint
 from amortize.random import generator, stream_seed
 
-__all__ = ["Problem"]
+__all__ = ["Ended", "GaussianAscent"]
 
-INIT_DRAWS = 256
-FINAL_DRAWS = 1000
-MAX_ROWS = 2**15
 SMALLEST_POOL = 16
 WINDOW = 50
 TOLERANCE = 0.01  # nats
@@ -91,77 +88,84 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Fit one family to the datapoints of ``data``, from the moments of ``start``."""
+class Ended:
+    """Where an ascent ended: the Gaussians, and the rest of a `Fit`."""
 
-    log_joint: LogJoint
-    start: Start
-    data: Data
-    family: str
+    q: Gaussians
+    rows: Rows
     num_draws: int
+    trace: Trace
 
-    def solve(self, num_steps: int, seed: int) -> dict[str, np.ndarray]:
-        """Optimise all rows, then score begin and end on fresh draws."""
-        loc, scale = self._moments(seed)
-        first = self._theta(Gaussians(loc, scale.log(), None))
-        rows = self._optimise(first, scale, num_steps, stream_seed(seed, "optimise"))
-        final, begun = self._gaussians(rows.theta), self._gaussians(first)
-        elbo, se = self._score(final, stream_seed(seed, "final"))
-        before, before_se = self._score(begun, stream_seed(seed, "begun"))
-        fine = np.isfinite(elbo) & ~(elbo < before - 3 * np.hypot(se, before_se))
-        return {
-            "elbo": elbo,
-            "elbo_se": se,
-            "converged": ~rows.active.cpu().numpy() & fine,
-            "num_steps": rows.steps.cpu().numpy(),
-            "loc": final.loc.double().cpu().numpy(),
-            "scale_tril": scale_tril(final).double().cpu().numpy(),
-        }
+    def fit(self, parameters: Parameters) -> Fit:
+        """With the parameters of a family."""
+        return Fit(
+            parameters=parameters,
+            stopped=~self.rows.active,
+            num_steps=self.rows.steps,
+            num_gradients=self.rows.evaluated * self.num_draws,
+            trace=self.trace,
+        )
 
-    def gaussians(self, num_steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The fit unscored: loc (N, D), scale_tril (N, D, D), and the gradients each datapoint took (N,).
+
+@dataclass(frozen=True)
+class GaussianAscent:
+    """Fit Gaussians to the datapoints of ``problem``: with ``full`` covariance, or independent dimensions."""
+
+    problem: Problem
+    full: bool
+
+    def run(self) -> Ended:
+        """Every row to its stop or to the last step.
 
         Gradients count for datapoints that have stopped, too, while others of their batch go on.
         """
-        loc, scale = self._moments(seed)
+        loc, scale = self.problem.moments()
         first = self._theta(Gaussians(loc, scale.log(), None))
-        rows = self._optimise(first, scale, num_steps, stream_seed(seed, "optimise"))
-        final = self._gaussians(rows.theta)
-        return final.loc, scale_tril(final), rows.evaluated * self.num_draws
+        watch = _Watch(len(loc))
+        rows = self._optimise(first, scale, stream_seed(self.problem.seed, "optimise"), watch)
+        return Ended(self._gaussians(rows.theta), rows, self.problem.num_draws, watch.trace())
 
-    def _optimise(self, theta: Tensor, unit: Tensor, num_steps: int, seed: int) -> Rows:
-        """Run every row to its stop or to ``num_steps``; full covariance begins at the mean-field optimum."""
+    def _optimise(self, theta: Tensor, unit: Tensor, seed: int, watch: _Watch) -> Rows:
+        """Run every row to its stop or to the last step; full covariance begins at the mean-field optimum."""
         taken: Tensor | int = 0
         evaluated: Tensor | int = 0
-        if self.family == "full-covariance":
-            coarse = replace(self, family="mean-field")
+        if self.full:
+            coarse = replace(self, full=False)
             begin = coarse._theta(self._gaussians(theta))
-            rows = coarse._optimise(begin, unit, num_steps, stream_seed(seed, "mean-field"))
+            rows = coarse._optimise(begin, unit, stream_seed(seed, "mean-field"), watch)
             theta, taken = self._theta(coarse._gaussians(rows.theta)), rows.steps
             evaluated = rows.evaluated
         whole = Rows.of(theta, unit)
         noise = generator(seed, "noise", device=theta.device)
         pool = torch.arange(len(theta), device=theta.device)
-        step = 0
-        with tqdm(total=num_steps, desc=f"local {self.family}", leave=False, disable=None) as bar:
+        step, num_steps = 0, self.problem.num_steps
+        name = "full-covariance" if self.full else "mean-field"
+        with tqdm(total=num_steps, desc=f"local {name}", leave=False, disable=None) as bar:
             while step < num_steps and len(pool):
-                rows, step = self._run_pool(whole.take(pool), self.data.rows(pool), (step, num_steps), noise, bar)
+                data = self.problem.data.rows(pool)
+                rows, step = self._run_pool(whole.take(pool), data, (step, num_steps), noise, (bar, watch, pool))
                 whole.put(pool, rows)
                 pool = pool[rows.active]
         return replace(whole, steps=whole.steps + taken, evaluated=whole.evaluated + evaluated)
 
     def _run_pool(
-        self, rows: Rows, data: Data, steps: tuple[int, int], noise: torch.Generator, bar: Any
+        self,
+        rows: Rows,
+        data: Data,
+        steps: tuple[int, int],
+        noise: torch.Generator,
+        shown: tuple[Any, _Watch, Tensor],
     ) -> tuple[Rows, int]:
         """Step these datapoints until half of them have stopped; their batch shape is fixed meanwhile."""
-        density = self._density(data.fold(self.num_draws), self._gaussians(rows.theta))
+        density = self._density(data.fold(self.problem.num_draws), self._gaussians(rows.theta))
         enough = len(rows.theta) // 2 if len(rows.theta) > SMALLEST_POOL else 0
-        step, last = steps
+        (step, last), (bar, watch, pool) = steps, shown
         while step < last:
             rows = self._step(rows, density, noise)
             step += 1
             bar.update()
             if step % WINDOW == 0:
+                watch.look(pool, rows.total / WINDOW, WINDOW * self.problem.num_draws)
                 rows = self._close_window(rows)
                 if int(rows.active.sum()) <= enough:
                     break
@@ -169,11 +173,11 @@ class Problem:
 
     def _step(self, rows: Rows, density: Callable[[Tensor], Any], noise: torch.Generator) -> Rows:
         q = self._gaussians(rows.theta)
-        half = (self.num_draws // 2, *q.loc.shape)
+        half = (self.problem.num_draws // 2, *q.loc.shape)
         eps = torch.randn(half, generator=noise, device=q.loc.device, dtype=q.loc.dtype)
         eps = torch.cat([eps, -eps])
         log_p, slope = density(draw(q, eps).flatten(0, 1))
-        log_p, slope = log_p.reshape(self.num_draws, -1), slope.reshape(eps.shape)
+        log_p, slope = log_p.reshape(self.problem.num_draws, -1), slope.reshape(eps.shape)
         elbo = (log_p + 0.5 * eps.square().sum(-1)).mean(0) + entropy(q) - 0.5 * q.loc.shape[-1]
         return self._adam(rows, q, self._theta(gradients(q, eps, slope)), elbo)
 
@@ -216,8 +220,8 @@ class Problem:
         cuts = torch.where(rows.active, (rows.cuts + stalled.long()).clamp(max=NUM_CUTS - 1), rows.cuts)
         unit = torch.where(stalled.unsqueeze(-1), self._gaussians(rows.theta).log_scale.exp(), rows.unit)
         change = torch.ones_like(rows.theta)
-        if self.family == "mean-field":
-            change[:, : self.log_joint.dim] = unit / rows.unit
+        if not self.full:
+            change[:, : self.problem.dim] = unit / rows.unit
         wide, narrow = torch.zeros_like(rows.theta), torch.zeros_like(mean)
         return replace(
             rows,
@@ -236,37 +240,29 @@ class Problem:
 
     def _density(self, folded: Data, q: Gaussians) -> Compiled:
         """Value and gradient of log p at u (S * N, D)."""
-        loc, scale = q.loc.repeat(self.num_draws, 1), q.log_scale.exp().repeat(self.num_draws, 1)
+        loc, scale = q.loc.repeat(self.problem.num_draws, 1), q.log_scale.exp().repeat(self.problem.num_draws, 1)
 
         def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 u = u.detach().requires_grad_()
-                value = self.log_joint.terms(folded, u=u).joint
+                value = self.problem.log_joint.terms(folded, u=u).joint
                 (slope,) = torch.autograd.grad(value.sum(), u)
             return value.detach(), slope.detach()
 
         return Compiled(value_and_gradient, (loc,), (loc + 0.5 * scale,))
 
-    def _moments(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the start, (N, D): where each datapoint begins."""
-        num = self.data.num_datapoints
-        draws = self.start.draw(self.data.fold(INIT_DRAWS), seed, "init").u.reshape(INIT_DRAWS, num, -1)
-        scale = draws.std(0)
-        usable = torch.isfinite(scale) & (scale > 0)
-        return draws.mean(0).nan_to_num(0.0), torch.where(usable, scale, torch.ones_like(scale))
-
     def _theta(self, q: Gaussians) -> Tensor:
         """(N, P) parameters, the strictly lower triangle 0 where there is none."""
         parts = [q.loc, q.log_scale]
-        if self.family == "full-covariance":
+        if self.full:
             row, column = self._triangle(q.loc)
             parts.append(q.loc.new_zeros(len(q.loc), len(row)) if q.lower is None else q.lower[:, row, column])
         return torch.cat(parts, -1)
 
     def _gaussians(self, theta: Tensor) -> Gaussians:
-        dim = self.log_joint.dim
+        dim = self.problem.dim
         loc, log_scale, below = theta[:, :dim], theta[:, dim : 2 * dim], theta[:, 2 * dim :]
-        if self.family == "mean-field":
+        if not self.full:
             return Gaussians(loc, log_scale, None)
         row, column = self._triangle(loc)
         lower = theta.new_zeros(len(theta), dim, dim)
@@ -278,9 +274,9 @@ class Problem:
 
         In mean field loc moves by its unit; below the diagonal steps are shorter, as D of them add up in a row.
         """
-        dim = self.log_joint.dim
+        dim = self.problem.dim
         stretch = torch.ones_like(self._theta(q))
-        if self.family == "mean-field":
+        if not self.full:
             stretch[:, :dim] = unit / q.log_scale.exp()
         stretch[:, 2 * dim :] = dim**-0.5
         return stretch
@@ -290,21 +286,27 @@ class Problem:
         dim = like.shape[-1]
         return torch.tril_indices(dim, dim, -1, device=like.device)
 
-    @torch.no_grad()
-    def _score(self, q: Gaussians, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """ELBO and its standard error on fresh draws, (N,) each; a draw that is not finite makes it so."""
-        gen = generator(seed, "score", device=q.loc.device)
-        block = max(1, MAX_ROWS // len(q.loc))
-        parts = []
-        for first in range(0, FINAL_DRAWS, block):
-            count = min(block, FINAL_DRAWS - first)
-            eps = torch.randn(count, *q.loc.shape, generator=gen, device=q.loc.device, dtype=q.loc.dtype)
-            log_p = self.log_joint.terms(self.data.fold(count), u=draw(q, eps).flatten(0, 1)).joint
-            parts.append((log_p.reshape(count, -1).double() + 0.5 * eps.double().square().sum(-1)).cpu().numpy())
-        values = np.concatenate(parts)
-        known = (entropy(q).double() - 0.5 * q.loc.shape[-1]).cpu().numpy()
-        with np.errstate(invalid="ignore"):  # rows that are nowhere finite
-            return values.mean(0) + known, values.std(0, ddof=1) / math.sqrt(FINAL_DRAWS)
+
+class _Watch:
+    """The way of a fit: the optimiser's own ELBO at the end of each window."""
+
+    def __init__(self, num: int) -> None:
+        self._begin, self._latest = time.perf_counter(), np.full(num, np.nan)
+        self._looks: list[tuple[float, int, np.ndarray]] = []
+        self._num_gradients = 0
+
+    def look(self, pool: Tensor, elbo: Tensor, num_gradients: int) -> None:
+        """Datapoints that have stopped keep their last value."""
+        self._num_gradients += num_gradients
+        self._latest[pool.cpu().numpy()] = elbo.double().cpu().numpy()
+        self._looks.append((time.perf_counter() - self._begin, self._num_gradients, self._latest.copy()))
+
+    def trace(self) -> Trace:
+        """All looks."""
+        if not self._looks:
+            return Trace(np.zeros(0), np.zeros(0), np.zeros((0, len(self._latest))))
+        seconds, num_gradients, elbo = zip(*self._looks, strict=True)
+        return Trace(np.array(seconds), np.array(num_gradients, dtype=float), np.stack(elbo))
 
 
 def _remaining_gain(rows: Rows) -> Tensor:

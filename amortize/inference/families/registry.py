@@ -1,0 +1,38 @@
+"""The families of local posteriors by name: adding one is adding a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from amortize.errors import ArgumentError, shown
+from amortize.inference.families.family import Family
+from amortize.inference.families.gaussian import FullCovariance, MeanField
+
+__all__ = ["FAMILIES", "family_of", "make_family"]
+
+FAMILIES: dict[str, Callable[..., Family]] = {
+    "mean-field": MeanField,
+    "full-covariance": FullCovariance,
+}
+"""By the name that ``am.fit_local`` takes, from poor to rich."""
+
+
+def make_family(family: str | Family) -> Family:
+    """Settings of a family, by its name or as they are.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none of that name.
+    """
+    if isinstance(family, Family):
+        return family
+    if isinstance(family, str) and family in FAMILIES:
+        return FAMILIES[family]()
+    raise ArgumentError(f"family: expected one of {tuple(FAMILIES)}, or its settings, got {shown(family)}")
+
+
+def family_of(name: str, settings: Mapping[str, Any]) -> Family:
+    """The family with settings that were written down."""
+    return type(FAMILIES[name]()).of(settings)

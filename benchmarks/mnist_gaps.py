@@ -17,6 +17,7 @@ Everything is float32. Finished parts are kept in ``--cache``, and found there a
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def gap(table: pd.DataFrame, name: str) -> pd.Series:
 
 def violations(table: pd.DataFrame) -> str:
     """How many images break an inequality that must hold, by more than three standard errors."""
-    pairs = list(zip(RUNGS[:-1], RUNGS[1:], strict=True))
+    pairs = list(itertools.pairwise(RUNGS))
     counts = []
     for low, high in pairs:
         error = np.hypot(table[f"{low}_se"], table[f"{high}_se"])

@@ -10,9 +10,21 @@ from torch import nn
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
 from amortize.models.linear_gaussian import LinearGaussian
+from amortize.models.linear_regression import LinearRegression
 from amortize.models.networks import MLP
+from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 
-__all__ = ["MLP", "MODELS", "BernoulliVAE", "FactorAnalysis", "LinearGaussian", "ModelEntry"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "BernoulliVAE",
+    "FactorAnalysis",
+    "LinearGaussian",
+    "LinearRegression",
+    "ModelEntry",
+    "NormalInverseGamma",
+    "UnknownGaussian",
+]
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,10 @@ class LinearRegression:
         """Of data sets y (N, T)."""
         design = self.design.to(y)
         with pyro.plate("sets", y.shape[0]):
-            w = pyro.sample("w", dist.Normal(y.new_zeros(design.shape[1]), 1.0).to_event(1))
-            pyro.sample("y", dist.Normal(w @ design.T, self.noise).to_event(1), obs=y)
+            prior = dist.Normal(y.new_zeros(design.shape[1]), 1.0).to_event(1)  # type: ignore[no-untyped-call]
+            w = pyro.sample("w", prior)
+            observed = dist.Normal(w @ design.T, self.noise).to_event(1)  # type: ignore[no-untyped-call]
+            pyro.sample("y", observed, obs=y)
 
     def program(self, guide: Any = None) -> Program:
         """With a guide of your own, or none."""
@@ -99,11 +101,13 @@ class LinearRegression:
         design = self.design.double()
         covariance = design @ design.T + self.noise**2 * torch.eye(len(design), dtype=torch.float64)
         origin = torch.zeros(len(design), dtype=torch.float64)
-        result: Tensor = torch.distributions.MultivariateNormal(origin, covariance).log_prob(y.double())
+        density = torch.distributions.MultivariateNormal(origin, covariance)
+        result: Tensor = density.log_prob(y.double())  # type: ignore[no-untyped-call]
         return result
 
     def best_mean_field_elbo(self, y: Tensor) -> Tensor:
         """ELBO of the best factorised Gaussian, (N,) nats: it keeps the diagonal of the precision."""
         _, covariance = self.posterior(y)
         precision = torch.linalg.inv(covariance)
-        return self.log_evidence(y) - 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+        lost: Tensor = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+        return self.log_evidence(y) - lost

@@ -88,10 +88,11 @@ class UnknownGaussian:
     def model(self, x: Tensor) -> None:
         """Of data sets x (N, T)."""
         with pyro.plate("sets", x.shape[0]):
-            variance = pyro.sample("variance", dist.InverseGamma(x.new_tensor(self.a), x.new_tensor(self.b)))
+            prior = dist.InverseGamma(x.new_tensor(self.a), x.new_tensor(self.b))  # type: ignore[no-untyped-call]
+            variance = pyro.sample("variance", prior)
             mu = pyro.sample("mu", dist.Normal(self.m, (variance / self.k).sqrt()))
-            observed = dist.Normal(mu.unsqueeze(-1), variance.sqrt().unsqueeze(-1)).expand(x.shape)
-            pyro.sample("x", observed.to_event(1), obs=x)
+            observed = dist.Normal(mu.unsqueeze(-1).expand(x.shape), variance.sqrt().unsqueeze(-1))
+            pyro.sample("x", observed.to_event(1), obs=x)  # type: ignore[no-untyped-call]
 
     def program(self, guide: Any = None) -> Program:
         """With a guide of your own, or none."""

@@ -110,7 +110,7 @@ def test_the_regression_is_climbed_to_the_top_by_a_full_covariance(regression):
     mean, covariance = problem.posterior(y)
     np.testing.assert_allclose(full.loc, mean, atol=0.02)
     narrow = (1 / np.linalg.inv(covariance.numpy()).diagonal()) ** 0.5
-    np.testing.assert_allclose(mean_field.parameters["scale"], np.broadcast_to(narrow, (N, 3)), rtol=0.05)
+    np.testing.assert_allclose(mean_field.parameters["scale"], np.broadcast_to(narrow, (N, 3)), rtol=0.1)  # .01 nats
 
 
 def test_nuts_agrees_with_the_exact_posterior_of_the_gaussian(gaussian):

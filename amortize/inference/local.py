@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ __all__ = ["LocalPosterior", "fit_local", "score"]
 INITS = ("guide", "prior")
 MAX_DATAPOINTS = 2048
 MAX_ROWS = 2**15
-FINAL_DRAWS = 1000
+FINAL_DRAWS, BEGUN_DRAWS = 1000, 200
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def fit_local(  # noqa: PLR0913 (the public face)
         for chunk in slices(data.num_datapoints, MAX_DATAPOINTS):
             chunk_seed = stream_seed(seed, "local", made.name, chunk.start)
             rows = data.rows(chunk)
-            problem = Problem(program.log_joint(data), start.rows(chunk), rows, num_draws, num_steps, chunk_seed)
+            problem = Problem(start.log_joint, start.rows(chunk), rows, num_draws, num_steps, chunk_seed)
             parts.append(_Best(made, problem).after(num_restarts))
     trace = _joined_trace([part.trace for part in parts])
     return LocalPosterior(
@@ -320,25 +321,43 @@ class _Best:
 
 
 @torch.no_grad()
-def score(density: Density, problem: Problem, stream: str) -> tuple[np.ndarray, np.ndarray]:
-    """ELBO and its standard error on fresh draws, (N,) nats each; a draw that is not finite makes it so."""
+def score(
+    density: Density, problem: Problem, stream: str, *, num_draws: int = FINAL_DRAWS
+) -> tuple[np.ndarray, np.ndarray]:
+    """ELBO and its standard error on fresh draws, (N,) nats each; a draw that is not finite makes it so.
+
+    There are ``num_draws`` of them, or so many more that the graph that fits them takes them in full blocks.
+    """
     gen = generator(problem.seed, "score", stream, device=problem.data.index.device)
-    num = problem.data.num_datapoints
-    parts = []
-    for block in slices(FINAL_DRAWS, max(1, MAX_ROWS // (num * problem.log_joint.num_tiles))):
-        count = block.stop - block.start
+    num, parts = problem.data.num_datapoints, []
+    log_p, size = _in_blocks(problem)
+    most = max(1, MAX_ROWS // (num * problem.log_joint.num_tiles) // size)
+    for block in slices(-(-num_draws // size), most):
+        count = (block.stop - block.start) * size
         u, log_q = density.draw_scored(count, gen)
-        log_p = problem.log_joint.terms(problem.data.fold(count), u=u.flatten(0, 1)).joint
-        parts.append(_numpy(log_p.reshape(count, -1).double() - log_q.double()))
+        parts.append(_numpy(log_p(u).double() - log_q.double()))
     values = np.concatenate(parts)
     with np.errstate(invalid="ignore"):  # rows that are nowhere finite
-        return np.asarray(values.mean(0)), np.asarray(values.std(0, ddof=1) / math.sqrt(FINAL_DRAWS))
+        return np.asarray(values.mean(0)), np.asarray(values.std(0, ddof=1) / math.sqrt(len(values)))
+
+
+def _in_blocks(problem: Problem) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Log p (S, N) of draws u (S, N, D), and the number that S must be a multiple of: the traced graph's own."""
+    num, graph = problem.data.num_datapoints, problem.compiled_value
+    if graph.reason:
+        return lambda u: problem.log_joint(problem.data, u), 1
+    size = problem.num_draws
+
+    def by_graph(u: Tensor) -> Tensor:
+        return torch.cat([graph(part.flatten(0, 1))[0].reshape(size, num) for part in torch.split(u, size)])
+
+    return by_graph, size
 
 
 def _begun(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """The ELBO of where fits begin: a Gaussian with independent dimensions."""
     loc, scale = problem.moments()
-    return score(GaussianDensity(loc, torch.diag_embed(scale)), problem, "begun")
+    return score(GaussianDensity(loc, torch.diag_embed(scale)), problem, "begun", num_draws=BEGUN_DRAWS)
 
 
 def _joined_trace(traces: list[Trace | None]) -> Trace:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from amortize.errors import ArgumentError
 from amortize.program.freeze import Split
 from amortize.program.handlers import unvalidated
-from amortize.program.inductor import inductor, pays
+from amortize.program.inductor import estimated_seconds, inductor, pays
 from amortize.program.linear import use_onednn
 from amortize.program.lower import lower
 from amortize.program.simplify import simplify
@@ -102,6 +102,11 @@ class Compiled:
                 return self._run(*inputs, *self._split.constants(fresh=self._follow))
         with unvalidated():
             return self._function(*inputs)
+
+    @property
+    def estimated_seconds(self) -> float:
+        """Of one call, roughly, by the graph's sizes and never by a clock; 0 where none was traced."""
+        return 0.0 if self._traced is None else estimated_seconds(self._traced.graph)
 
     @property
     def code(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from amortize.inference.families.density import Density
 from amortize.inference.starts import Start
+from amortize.program.compile import Compiled
 from amortize.program.data import Data
 from amortize.program.density import LogJoint
 from amortize.random import stream_seed
@@ -104,12 +106,36 @@ class Problem:
         """The same datapoints, to be begun elsewhere with other random numbers."""
         return replace(self, attempt=self.attempt + 1, seed=stream_seed(self.seed, "again"))
 
-    @torch.no_grad()
     def moments(self) -> tuple[Tensor, Tensor]:
         """Where each datapoint begins, (N, D) each: mean and standard deviation of draws from the start.
 
         A fit that failed begins anew at the best of the draws, and narrow.
         """
+        return self._moments
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """Log p (S * N,) and its gradient at u (S * N, D), S = ``num_draws``, draw-major: traced once for all uses."""
+        loc, scale = (value.repeat(self.num_draws, 1) for value in self.moments())
+        folded = self.data.fold(self.num_draws)
+
+        def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                u = u.detach().requires_grad_()
+                value = self.log_joint.terms(folded, u=u).joint
+                (slope,) = torch.autograd.grad(value.sum(), u)
+            return value.detach(), slope.detach()
+
+        return Compiled(value_and_gradient, (loc,), (loc + 0.5 * scale,))
+
+    @cached_property
+    def compiled_value(self) -> Compiled:
+        """Log p alone, a tuple of one, by the same trace."""
+        return self.compiled.part((0,))
+
+    @cached_property
+    @torch.no_grad()
+    def _moments(self) -> tuple[Tensor, Tensor]:
         num = self.data.num_datapoints
         folded = self.data.fold(INIT_DRAWS)
         flat = self.start.draw(folded, self.seed, "init").u

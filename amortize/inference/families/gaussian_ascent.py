@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from tqdm.auto import tqdm
 from amortize.inference.families.family import Fit, Parameters, Problem, Trace
 from amortize.inference.families.gaussians import Gaussians, draw, entropy, gradients, moved
 from amortize.program.compile import Compiled
-from amortize.program.data import Data
 from amortize.random import generator, stream_seed
 
 __all__ = ["Ended", "GaussianAscent"]
 
-SMALLEST_POOL = 16
 WINDOW = 50
+STEPS_AHEAD = 200  # that those who are left are taken to need
+TRACE_SECONDS = 0.3  # roughly, as the next; deterministic, so that a seed always gives the same numbers
+OWN_SECONDS = 2e-8  # of the optimiser itself, a parameter and step
 TOLERANCE = 0.01  # nats
 FIRST_RATE, CUT, NUM_CUTS = 0.1, 0.3, 4
 DECAY_FIRST, DECAY_SECOND, EPSILON = 0.9, 0.99, 1e-8  # short memory: first gradients may be huge
@@ -113,6 +113,7 @@ class GaussianAscent:
 
     problem: Problem
     full: bool
+    _triangles: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def run(self) -> Ended:
         """Every row to its stop or to the last step.
@@ -142,8 +143,8 @@ class GaussianAscent:
         name = "full-covariance" if self.full else "mean-field"
         with tqdm(total=num_steps, desc=f"local {name}", leave=False, disable=None) as bar:
             while step < num_steps and len(pool):
-                data = self.problem.data.rows(pool)
-                rows, step = self._run_pool(whole.take(pool), data, (step, num_steps), noise, (bar, watch, pool))
+                density = (self.problem if len(pool) == len(theta) else self.problem.rows(pool)).compiled
+                rows, step = self._run_pool(whole.take(pool), density, (step, num_steps), noise, (bar, watch, pool))
                 whole.put(pool, rows)
                 pool = pool[rows.active]
         return replace(whole, steps=whole.steps + taken, evaluated=whole.evaluated + evaluated)
@@ -151,27 +152,30 @@ class GaussianAscent:
     def _run_pool(
         self,
         rows: Rows,
-        data: Data,
+        density: Compiled,
         steps: tuple[int, int],
         noise: torch.Generator,
         shown: tuple[Any, _Watch, Tensor],
     ) -> tuple[Rows, int]:
-        """Step these datapoints until half of them have stopped; their batch shape is fixed meanwhile."""
-        density = self._density(data.fold(self.problem.num_draws), self._gaussians(rows.theta))
-        enough = len(rows.theta) // 2 if len(rows.theta) > SMALLEST_POOL else 0
+        """Step these datapoints until so many have stopped that the rest are better traced anew."""
         (step, last), (bar, watch, pool) = steps, shown
         while step < last:
-            rows = self._step(rows, density, noise)
-            step += 1
-            bar.update()
-            if step % WINDOW == 0:
+            until = min(last, step + WINDOW)
+            rate = torch.where(rows.active, rows.rate, 0).unsqueeze(-1)
+            for age in range(step + 1, until + 1):
+                self._step(rows, density, noise, (age, rate))
+                bar.update()
+            taken, step = until - step, until
+            rows = replace(rows, steps=rows.steps + taken * rows.active.long(), evaluated=rows.evaluated + taken)
+            if taken == WINDOW:
                 watch.look(pool, rows.total / WINDOW, WINDOW * self.problem.num_draws)
                 rows = self._close_window(rows)
-                if int(rows.active.sum()) <= enough:
+                if self._leaves(rows, density):
                     break
         return rows, step
 
-    def _step(self, rows: Rows, density: Callable[[Tensor], Any], noise: torch.Generator) -> Rows:
+    def _step(self, rows: Rows, density: Compiled, noise: torch.Generator, setting: tuple[int, Tensor]) -> None:
+        """One step of each row, in place; rows that have stopped come at a rate of 0."""
         q = self._gaussians(rows.theta)
         half = (self.problem.num_draws // 2, *q.loc.shape)
         eps = torch.randn(half, generator=noise, device=q.loc.device, dtype=q.loc.dtype)
@@ -179,35 +183,28 @@ class GaussianAscent:
         log_p, slope = density(draw(q, eps).flatten(0, 1))
         log_p, slope = log_p.reshape(self.problem.num_draws, -1), slope.reshape(eps.shape)
         elbo = (log_p + 0.5 * eps.square().sum(-1)).mean(0) + entropy(q) - 0.5 * q.loc.shape[-1]
-        return self._adam(rows, q, self._theta(gradients(q, eps, slope)), elbo)
+        self._adam(rows, q, self._theta(gradients(q, eps, slope)), elbo, setting)
 
-    def _adam(self, rows: Rows, q: Gaussians, slope: Tensor, elbo: Tensor) -> Rows:
-        """One ascent step of each active row; a row whose gradient is not finite stays where it is."""
-        move = (rows.active & torch.isfinite(elbo) & torch.isfinite(slope).all(-1)).unsqueeze(-1)
+    def _adam(self, rows: Rows, q: Gaussians, slope: Tensor, elbo: Tensor, setting: tuple[int, Tensor]) -> None:
+        """One ascent step, the ``age``-th, of each row; a row whose gradient is not finite stays where it is."""
+        age, rate = setting
+        finite = torch.isfinite(elbo + slope.sum(-1))
+        move = finite.unsqueeze(-1)
         slope = torch.where(move, slope, 0)
         stretch = self._stretch(rows.unit, q)
         gradient = slope * stretch
-        steps = rows.steps + rows.active.long()
-        first = torch.where(move, DECAY_FIRST * rows.first + (1 - DECAY_FIRST) * gradient, rows.first)
-        second = torch.where(move, DECAY_SECOND * rows.second + (1 - DECAY_SECOND) * gradient.square(), rows.second)
-        age = steps.clamp_min(1).unsqueeze(-1).to(gradient)
-        size = first / (1 - DECAY_FIRST**age) / ((second / (1 - DECAY_SECOND**age)).sqrt() + EPSILON)
-        step = self._gaussians(rows.rate.unsqueeze(-1) * size * stretch)
-        theta = torch.where(move, self._theta(moved(q, step)), rows.theta)
-        seen = torch.where(rows.active & torch.isfinite(elbo), elbo, 0)
-        return replace(
-            rows,
-            theta=theta,
-            first=first,
-            second=second,
-            steps=steps,
-            evaluated=rows.evaluated + 1,
-            average=rows.average + theta,
-            slope=rows.slope + slope,
-            slope_square=rows.slope_square + slope.square(),
-            total=rows.total + seen,
-            square=rows.square + seen.square(),
-        )
+        rows.first.lerp_(gradient, 1 - DECAY_FIRST)
+        rows.second.mul_(DECAY_SECOND).addcmul_(gradient, gradient, value=1 - DECAY_SECOND)
+        rate = torch.where(move, rate / (1 - DECAY_FIRST**age), 0)
+        size = rows.first / rows.second.sqrt().mul_((1 - DECAY_SECOND**age) ** -0.5).add_(EPSILON) * rate
+        step = self._gaussians(size * stretch)
+        rows.theta.copy_(self._theta(moved(q, step)))
+        rows.average.add_(rows.theta)
+        rows.slope.add_(slope)
+        rows.slope_square.addcmul_(slope, slope)
+        seen = torch.where(finite, elbo, 0)
+        rows.total.add_(seen)
+        rows.square.addcmul_(seen, seen)
 
     def _close_window(self, rows: Rows) -> Rows:
         """Cut the rate of rows that no longer rise; stop those that have nothing left to gain."""
@@ -222,7 +219,8 @@ class GaussianAscent:
         change = torch.ones_like(rows.theta)
         if not self.full:
             change[:, : self.problem.dim] = unit / rows.unit
-        wide, narrow = torch.zeros_like(rows.theta), torch.zeros_like(mean)
+        wide = {name: torch.zeros_like(rows.theta) for name in ("average", "slope", "slope_square")}
+        narrow = {name: torch.zeros_like(mean) for name in ("total", "square")}
         return replace(
             rows,
             theta=torch.where(ended.unsqueeze(-1), rows.average / WINDOW, rows.theta),
@@ -231,60 +229,52 @@ class GaussianAscent:
             second=rows.second * change.square(),
             previous=torch.where(stalled, torch.full_like(mean, -torch.inf), mean),
             cuts=torch.where(ended, torch.full_like(cuts, NUM_CUTS), cuts),
-            average=wide,
-            slope=wide,
-            slope_square=wide,
-            total=narrow,
-            square=narrow,
+            **wide,
+            **narrow,
         )
 
-    def _density(self, folded: Data, q: Gaussians) -> Compiled:
-        """Value and gradient of log p at u (S * N, D)."""
-        loc, scale = q.loc.repeat(self.problem.num_draws, 1), q.log_scale.exp().repeat(self.problem.num_draws, 1)
-
-        def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                u = u.detach().requires_grad_()
-                value = self.problem.log_joint.terms(folded, u=u).joint
-                (slope,) = torch.autograd.grad(value.sum(), u)
-            return value.detach(), slope.detach()
-
-        return Compiled(value_and_gradient, (loc,), (loc + 0.5 * scale,))
+    @staticmethod
+    def _leaves(rows: Rows, density: Compiled) -> bool:
+        """Whether none is left, or the steps ahead are worth tracing the model for the rest alone."""
+        num, left = len(rows.theta), int(rows.active.sum())
+        seconds = density.estimated_seconds + rows.theta.numel() * OWN_SECONDS
+        return not left or (2 * left <= num and (1 - left / num) * STEPS_AHEAD * seconds > TRACE_SECONDS)
 
     def _theta(self, q: Gaussians) -> Tensor:
         """(N, P) parameters, the strictly lower triangle 0 where there is none."""
-        parts = [q.loc, q.log_scale]
-        if self.full:
-            row, column = self._triangle(q.loc)
-            parts.append(q.loc.new_zeros(len(q.loc), len(row)) if q.lower is None else q.lower[:, row, column])
-        return torch.cat(parts, -1)
+        if not self.full:
+            return torch.cat([q.loc, q.log_scale], -1)
+        where = self._triangle(q.loc.device)
+        below = q.loc.new_zeros(len(q.loc), len(where)) if q.lower is None else q.lower.flatten(1)[:, where]
+        return torch.cat([q.loc, q.log_scale, below], -1)
 
     def _gaussians(self, theta: Tensor) -> Gaussians:
         dim = self.problem.dim
         loc, log_scale, below = theta[:, :dim], theta[:, dim : 2 * dim], theta[:, 2 * dim :]
         if not self.full:
             return Gaussians(loc, log_scale, None)
-        row, column = self._triangle(loc)
-        lower = theta.new_zeros(len(theta), dim, dim)
-        lower[:, row, column] = below
-        return Gaussians(loc, log_scale, lower)
+        lower = theta.new_zeros(len(theta), dim * dim)
+        lower[:, self._triangle(theta.device)] = below
+        return Gaussians(loc, log_scale, lower.reshape(-1, dim, dim))
 
     def _stretch(self, unit: Tensor, q: Gaussians) -> Tensor:
-        """(N, P) length of a step of 1 in the frame of q.
+        """(N, P) or (P,) length of a step of 1 in the frame of q.
 
         In mean field loc moves by its unit; below the diagonal steps are shorter, as D of them add up in a row.
         """
-        dim = self.problem.dim
-        stretch = torch.ones_like(self._theta(q))
         if not self.full:
-            stretch[:, :dim] = unit / q.log_scale.exp()
-        stretch[:, 2 * dim :] = dim**-0.5
+            return torch.cat([unit / q.log_scale.exp(), torch.ones_like(unit)], -1)
+        dim = self.problem.dim
+        stretch = unit.new_ones(2 * dim + len(self._triangle(unit.device)))
+        stretch[2 * dim :] = dim**-0.5
         return stretch
 
-    @staticmethod
-    def _triangle(like: Tensor) -> Tensor:
-        dim = like.shape[-1]
-        return torch.tril_indices(dim, dim, -1, device=like.device)
+    def _triangle(self, device: torch.device) -> Tensor:
+        """Where the strictly lower triangle stands in a flattened matrix."""
+        if device not in self._triangles:
+            row, column = torch.tril_indices(self.problem.dim, self.problem.dim, -1, device=device)
+            self._triangles[device] = row * self.problem.dim + column
+        return self._triangles[device]
 
 
 class _Watch:

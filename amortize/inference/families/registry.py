@@ -8,11 +8,13 @@ from typing import Any
 from amortize.errors import ArgumentError, shown
 from amortize.inference.families.family import Family
 from amortize.inference.families.gaussian import FullCovariance, MeanField
+from amortize.inference.families.low_rank import LowRank
 
 __all__ = ["FAMILIES", "family_of", "make_family"]
 
 FAMILIES: dict[str, Callable[..., Family]] = {
     "mean-field": MeanField,
+    "low-rank": LowRank,
     "full-covariance": FullCovariance,
 }
 """By the name that ``am.fit_local`` takes, from poor to rich."""

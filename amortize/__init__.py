@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amortize.inference.annealed_objectives import LMCVAE as LMCVAE
     from amortize.inference.annealed_objectives import MCD as MCD
     from amortize.inference.auto import Auto as Auto
+    from amortize.inference.auto_guide import auto_guide as auto_guide
     from amortize.inference.bdmc import bdmc as bdmc
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
@@ -43,8 +44,11 @@ if TYPE_CHECKING:
     from amortize.inference.wake_sleep import WakeSleep as WakeSleep
     from amortize.program.program import Program as Program
     from amortize.report.tree import to_datatree as to_datatree
+    from amortize.study.compare import Comparison as Comparison
+    from amortize.study.compare import compare as compare
     from amortize.study.gaps import Ledger as Ledger
     from amortize.study.gaps import gaps as gaps
+    from amortize.study.grid import GridResult as GridResult
     from amortize.study.run import StudyResult as StudyResult
     from amortize.study.run import run as run
     from amortize.study.spec import Study as Study
@@ -52,11 +56,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "AIS": "amortize.inference.ais",
     "AMCVAE": "amortize.inference.amcvae",
+    "Comparison": "amortize.study.compare",
     "DAIS": "amortize.inference.annealed_objectives",
     "Diffusion": "amortize.inference.diffusion",
     "Auto": "amortize.inference.auto",
     "Evidence": "amortize.inference.evidence",
     "Fitted": "amortize.inference.fitted",
+    "GridResult": "amortize.study.grid",
     "HMC": "amortize.inference.hmc",
     "IWAE": "amortize.inference.iwae",
     "ImportanceSampling": "amortize.inference.importance",
@@ -74,7 +80,9 @@ _HOMES = {
     "Training": "amortize.inference.svi",
     "ULA": "amortize.inference.ula",
     "WakeSleep": "amortize.inference.wake_sleep",
+    "auto_guide": "amortize.inference.auto_guide",
     "bdmc": "amortize.inference.bdmc",
+    "compare": "amortize.study.compare",
     "evidence": "amortize.inference.evidence",
     "fit": "amortize.inference.svi",
     "fit_local": "amortize.inference.local",
@@ -98,9 +106,11 @@ __all__ = [
     "SMC",
     "ULA",
     "Auto",
+    "Comparison",
     "Diffusion",
     "Evidence",
     "Fitted",
+    "GridResult",
     "ImportanceSampling",
     "Langevin",
     "Ledger",
@@ -112,7 +122,9 @@ __all__ = [
     "Training",
     "WakeSleep",
     "__version__",
+    "auto_guide",
     "bdmc",
+    "compare",
     "data",
     "evidence",
     "fit",

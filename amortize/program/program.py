@@ -18,6 +18,7 @@ from amortize.errors import AmortizeWarning, ArgumentError, ContractError, Guide
 from amortize.program.adopt import LOCK, Adopted, ParameterScope
 from amortize.program.adoption import adopt
 from amortize.program.arguments import Arguments
+from amortize.program.auto_guide import EncoderGuide
 from amortize.program.autoguide import bound_density
 from amortize.program.bound import Bound
 from amortize.program.check import CheckReport, check_program, verify_guide, verify_independent
@@ -116,13 +117,14 @@ class Program(nn.Module):
         scope = ParameterScope()
         self.model = Adopted(model, scope)
         auto = isinstance(guide, AutoGuide)  # it runs the model, and so makes the model's parameters
-        own = isinstance(guide, nn.Module) and not auto  # names in a module are its own; functions may share parameters
+        made = isinstance(guide, EncoderGuide)  # it may run the model, to see its supports and masks
+        own = isinstance(guide, nn.Module) and not auto and not made  # names in a module are its own; functions share
         self.guide = None if guide is None else Adopted(guide, ParameterScope() if own else scope)
         self.model.condition = self.condition
         if self.guide is not None:
             self.guide.condition, self.guide.hides_condition = self.condition, True
         self.bound = Bound(self.guide) if auto and self.guide is not None else None
-        if self.bound is not None and self.guide is not None:  # all the datapoints at each step, whatever a plate takes
+        if (auto or made) and self.guide is not None:  # all the datapoints at each step, whatever a plate takes
             self.model.fills_plates = self.guide.fills_plates = True
         if whole and plate is not None:
             raise ArgumentError(f"plate: expected none where whole=True (no plate indexes datapoints), got {plate!r}")

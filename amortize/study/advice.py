@@ -11,13 +11,14 @@ contradict the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from amortize.report.words import FEW, decimals, number, uncertain
+from amortize.study.causes import Clues, find_cause
 from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, NUM_SE, Finding, column, examine
 
 __all__ = ["advise"]
@@ -45,6 +46,7 @@ def advise(
     evidence_ess: NDArray[np.float64] | None = None,
     unconverged: Mapping[str, int] | None = None,
     all_discrete: bool = False,
+    clues: Clues | None = None,
 ) -> str:
     """One or two sentences: what would pay, and what to beware of.
 
@@ -60,9 +62,13 @@ def advise(
         For each family, how many local fits did not converge.
     all_discrete
         Whether there is no continuous latent, and so no family to split the gap by.
+    clues
+        What is known beside the table.
     """
     finding = examine(table, reference=reference)
-    sentence = _SENTENCES[finding.verdict](finding)
+    clues = clues or Clues()
+    explained = _EXPLAINED.get(find_cause(finding, clues))
+    sentence = explained(finding, clues) if explained else _SENTENCES[finding.verdict](finding)
     if all_discrete and finding.verdict == "unsplit":
         sentence = _discrete(finding)
     elif all_discrete and finding.verdict == "nothing" and abs(finding.gap) < ROUNDING:
@@ -85,7 +91,7 @@ def _impossible(finding: Finding) -> str:
     gap, se, reached = finding.gap, finding.gap_se, "the guide's ELBO"
     if not finding.has_guide or finding.approximation < finding.gap:
         gap, se = finding.approximation, finding.approximation_se
-        reached = "the ELBO of the best Gaussian posteriors"
+        reached = f"the ELBO of the best {_kind(finding)} posteriors"
     return (
         f"The evidence comes out {number(-gap, decimals(se))} nats a datapoint below {reached},"
         " which cannot be: it has not converged; use more temperatures or chains."
@@ -96,7 +102,7 @@ def _guideless(finding: Finding) -> str:
     loss = ""
     if math.isfinite(finding.gap):
         close = "" if finding.gap > NUM_SE * finding.gap_se else " no more than noise,"
-        loss = f", the best Gaussian posterior of each datapoint loses{close} {_gap(finding)}"
+        loss = f", the best {_kind(finding)} posterior of each datapoint loses{close} {_gap(finding)}"
     evidence = _mean(finding, finding.evidence, finding.evidence_se)
     return f"There is no guide: log p(x) is {evidence} nats a datapoint{loss}; train a guide (am.fit) to amortize it."
 
@@ -168,6 +174,45 @@ _SENTENCES = {
 }
 
 
+def _overfitted(finding: Finding, clues: Clues) -> str:
+    return (
+        f"{_whole(finding)}, {_amortized(finding)}, against {_nats(clues.train_amortization)} on training data: the"
+        " encoder overfits; more training data, a smaller encoder or early stopping (am.Training(patience=...)) would"
+        " pay, or refining each datapoint by itself (am.fit_local)."
+    )
+
+
+def _under_trained(finding: Finding, clues: Clues) -> str:
+    won = f"{clues.continued_steps} steps more win {uncertain(clues.continued, clues.continued_se)} nats"
+    return f"{_whole(finding)}, {_amortized(finding)}: the guide is under-trained, {won}; train it longer (am.fit)."
+
+
+def _small(finding: Finding, clues: Clues) -> str:
+    won = f"training it for {clues.continued_steps} steps more wins"
+    won += f" only {uncertain(clues.continued, clues.continued_se)} nats" if clues.continued > 0 else " nothing"
+    return (
+        f"{_whole(finding)}, {_amortized(finding)}: {won}, so a larger encoder would pay, or refining each datapoint by"
+        " itself (am.fit_local)."
+    )
+
+
+def _multimodal(finding: Finding, clues: Clues) -> str:
+    several = f"{_percent(clues.multimodal)} of the posteriors looked at have more than one mode"
+    helps = "a family that has several too (a mixture, a flow) would pay"
+    if finding.richest and finding.richest_gain >= HELPFUL * finding.approximation:
+        helps = f"{finding.richest} posteriors would win {_nats(finding.richest_gain)}"
+    return f"{_whole(finding)}, {_approximated(finding)}: {several}, and {helps}."
+
+
+_EXPLAINED: dict[str, Callable[[Finding, Clues], str]] = {
+    "overfitted-encoder": _overfitted,
+    "under-trained-guide": _under_trained,
+    "small-encoder": _small,
+    "multimodal-posterior": _multimodal,
+}
+"""Sentences of causes that the table alone does not tell."""
+
+
 def _whole(finding: Finding) -> str:
     return f"Of the {_gap(finding)} nats a datapoint that the guide loses"
 
@@ -176,18 +221,20 @@ def _approximated(finding: Finding) -> str:
     lost = number(finding.approximation, decimals(finding.approximation_se))
     if finding.reference:
         return f"{lost} are approximation (the {finding.reference} family)"
-    return f"{lost} lie between the evidence and the best Gaussian of each datapoint"
+    return f"{lost} lie between the evidence and the best {_kind(finding)} posterior of each datapoint"
 
 
 def _amortized(finding: Finding) -> str:
     lost = number(finding.amortization, decimals(finding.amortization_se))
     if finding.reference:
         return f"{lost} are amortization"
-    return f"{lost} lie between the best Gaussian of each datapoint and the guide"
+    return f"{lost} lie between the best {_kind(finding)} posterior of each datapoint and the guide"
 
 
 def _richer(finding: Finding) -> str:
     gain = finding.covariance_gain
+    if finding.richest_gain >= HELPFUL * finding.approximation and not gain >= HELPFUL * finding.approximation:
+        return f"{finding.richest} posteriors would win {_nats(finding.richest_gain)}"
     if finding.reference != "mean-field":
         return "a family that is not Gaussian (a flow, a mixture) would pay"
     if math.isnan(gain):
@@ -195,6 +242,11 @@ def _richer(finding: Finding) -> str:
     if gain >= HELPFUL * finding.approximation:
         return f"a full covariance would win {_nats(gain)}"
     return f"a full covariance would win only {_nats(gain)}, so try one that is not Gaussian (a flow, a mixture)"
+
+
+def _kind(finding: Finding) -> str:
+    """What the posteriors that were fitted are."""
+    return "fitted" if finding.richest else "Gaussian"
 
 
 def _closer(finding: Finding) -> str:

@@ -45,6 +45,10 @@ BAD_KHAT = 0.7
 """Pareto k-hat above which importance weights from the guide are useless (Vehtari et al. 2024)."""
 
 
+GAUSSIAN = ("elbo_mean_field", "elbo_low_rank", "elbo_full_covariance")
+"""Columns of the families that are Gaussian in u."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """The numbers behind the advice, nats a datapoint.
@@ -65,6 +69,13 @@ class Finding:
         Its two terms; NaN where no family was fitted.
     covariance_gain
         Mean of elbo_full_covariance - elbo_mean_field; NaN unless both were fitted.
+    dependence_gain
+        The same, or where it was not fitted that of low rank.
+    has_full_covariance
+        Whether it was fitted.
+    richest, richest_gain
+        Of the fitted families that are not Gaussian the one with the highest mean ELBO ("" where there is none), and
+        by how much it exceeds the family that splits the gap (else the best Gaussian one).
     tail_size, tail_share, sure_tail_share
         How many datapoints are the worst tenth, their share of the gap, and their share when `NUM_SE` Monte
         Carlo standard errors are taken off each of them.
@@ -87,6 +98,10 @@ class Finding:
     amortization: float
     amortization_se: float
     covariance_gain: float
+    dependence_gain: float
+    has_full_covariance: bool
+    richest: str
+    richest_gain: float
     tail_size: int
     tail_share: float
     sure_tail_share: float
@@ -136,6 +151,9 @@ def examine(table: pd.DataFrame, *, reference: str | None) -> Finding:
     evidence = column(table, "log_evidence")[usable]
     row_se = {name: column(table, f"{name}_se")[usable] for name in ("log_evidence", total, *terms)}
     gain = (column(table, "elbo_full_covariance") - column(table, "elbo_mean_field"))[usable]
+    rank_gain = (column(table, "elbo_low_rank") - column(table, "elbo_mean_field"))[usable]
+    dependence = gain if "elbo_full_covariance" in table else rank_gain
+    richest, richest_gain = _richest(table.iloc[np.flatnonzero(usable)], reference)
     khat = column(table, "khat")[usable]
     size = math.ceil(TAIL * len(gap))
     worst = np.argsort(gap)[len(gap) - size :]
@@ -153,7 +171,11 @@ def examine(table: pd.DataFrame, *, reference: str | None) -> Finding:
         approximation_se=_se(approximation, row_se["approximation_gap"]),
         amortization=_mean(amortization),
         amortization_se=_se(amortization, row_se["amortization_gap"]),
-        covariance_gain=_mean(gain[np.isfinite(gain)]),
+        covariance_gain=_finite_mean(gain),
+        dependence_gain=_finite_mean(dependence),
+        has_full_covariance="elbo_full_covariance" in table,
+        richest=richest,
+        richest_gain=richest_gain,
         tail_size=size,
         tail_share=_share(gap[worst].sum(), gap.sum()),
         sure_tail_share=_share(sure.sum(), gap.sum()),
@@ -167,6 +189,28 @@ def column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
     if name not in table:
         return np.full(len(table), np.nan)
     return table[name].to_numpy(dtype=np.float64)
+
+
+def _richest(table: pd.DataFrame, reference: str | None) -> tuple[str, float]:
+    """The best of the families that are not Gaussian, and its gain over the reference or the best Gaussian one."""
+    names = [
+        name
+        for name in map(str, table)
+        if name.startswith("elbo_") and not name.endswith("_se") and name != "elbo_guide"
+    ]
+    others = [name for name in names if name not in GAUSSIAN]
+    lower = [f"elbo_{reference.replace('-', '_')}"] if reference else [name for name in names if name in GAUSSIAN]
+    base = np.fmax.reduce([column(table, name) for name in lower]) if lower else np.full(len(table), np.nan)
+    gains = {name: _finite_mean(column(table, name) - base) for name in others}
+    known = [name for name in gains if math.isfinite(gains[name])]
+    if not known:
+        return "", math.nan
+    best = max(known, key=gains.__getitem__)
+    return best.removeprefix("elbo_").replace("_", "-"), gains[best]
+
+
+def _finite_mean(values: NDArray[np.float64]) -> float:
+    return _mean(values[np.isfinite(values)])
 
 
 def _below_zero(gap: float, se: float) -> bool:

@@ -95,7 +95,7 @@ def test_the_richer_family_is_the_one_that_the_numbers_name(reference, gain, say
 
 def test_a_stand_in_family_is_not_called_the_guide_s_own():
     text = advise(planted(0.1, 1.5), reference=None)
-    assert "between the best Gaussian of each datapoint and the guide" in text
+    assert "between the best Gaussian posterior of each datapoint and the guide" in text
     assert "refining each datapoint by itself (am.fit_local) would pay" in text
     assert "amortization" not in text
     assert "approximation (the full-covariance family)" in advise(planted(1.5, 0.1), reference="full-covariance")

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from amortize import data as data
     from amortize import models as models
+    from amortize.inference.aggressive import Aggressive as Aggressive
     from amortize.inference.ais import AIS as AIS
     from amortize.inference.amcvae import AMCVAE as AMCVAE
     from amortize.inference.annealed_objectives import DAIS as DAIS
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from amortize.inference.evidence import evidence as evidence
     from amortize.inference.fitted import Fitted as Fitted
     from amortize.inference.fitted import load as load
+    from amortize.inference.gold import GoldStandard as GoldStandard
+    from amortize.inference.gold import gold_standard as gold_standard
     from amortize.inference.hmc import HMC as HMC
     from amortize.inference.importance import ImportanceSampling as ImportanceSampling
     from amortize.inference.iwae import IWAE as IWAE
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
     from amortize.inference.local import fit_local as fit_local
     from amortize.inference.mala import MALA as MALA
     from amortize.inference.posterior import posterior as posterior
+    from amortize.inference.refinement import Refinement as Refinement
+    from amortize.inference.refinement import refine as refine
     from amortize.inference.sandwich import Sandwich as Sandwich
+    from amortize.inference.semi_amortized import SemiAmortized as SemiAmortized
     from amortize.inference.smc import SMC as SMC
     from amortize.inference.svi import Training as Training
     from amortize.inference.svi import fit as fit
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AIS": "amortize.inference.ais",
     "AMCVAE": "amortize.inference.amcvae",
+    "Aggressive": "amortize.inference.aggressive",
     "Comparison": "amortize.study.compare",
     "DAIS": "amortize.inference.annealed_objectives",
     "Diffusion": "amortize.inference.diffusion",
@@ -63,6 +70,7 @@ _HOMES = {
     "Evidence": "amortize.inference.evidence",
     "Fitted": "amortize.inference.fitted",
     "GridResult": "amortize.study.grid",
+    "GoldStandard": "amortize.inference.gold",
     "HMC": "amortize.inference.hmc",
     "IWAE": "amortize.inference.iwae",
     "ImportanceSampling": "amortize.inference.importance",
@@ -73,8 +81,10 @@ _HOMES = {
     "MALA": "amortize.inference.mala",
     "MCD": "amortize.inference.annealed_objectives",
     "Program": "amortize.program.program",
+    "Refinement": "amortize.inference.refinement",
     "SMC": "amortize.inference.smc",
     "Sandwich": "amortize.inference.sandwich",
+    "SemiAmortized": "amortize.inference.semi_amortized",
     "Study": "amortize.study.spec",
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
@@ -87,8 +97,10 @@ _HOMES = {
     "fit": "amortize.inference.svi",
     "fit_local": "amortize.inference.local",
     "gaps": "amortize.study.gaps",
+    "gold_standard": "amortize.inference.gold",
     "load": "amortize.inference.fitted",
     "posterior": "amortize.inference.posterior",
+    "refine": "amortize.inference.refinement",
     "run": "amortize.study.run",
     "to_datatree": "amortize.report.tree",
 }
@@ -105,18 +117,22 @@ __all__ = [
     "MCD",
     "SMC",
     "ULA",
+    "Aggressive",
     "Auto",
     "Comparison",
     "Diffusion",
     "Evidence",
     "Fitted",
+    "GoldStandard",
     "GridResult",
     "ImportanceSampling",
     "Langevin",
     "Ledger",
     "LocalPosterior",
     "Program",
+    "Refinement",
     "Sandwich",
+    "SemiAmortized",
     "Study",
     "StudyResult",
     "Training",
@@ -130,9 +146,11 @@ __all__ = [
     "fit",
     "fit_local",
     "gaps",
+    "gold_standard",
     "load",
     "models",
     "posterior",
+    "refine",
     "report",
     "run",
     "to_datatree",

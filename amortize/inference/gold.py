@@ -286,8 +286,8 @@ def _warn(gold: GoldStandard) -> None:
     if bad:
         warnings.warn(
             f"{len(bad)} of {len(gold.doubts)} datapoints are not to be trusted (.doubts says why; the first: "
-            f"{bad[0]}). Take more draws (num_draws, num_warmup), a higher target_acceptance where trajectories diverge, or "
-            "another start",
+            f"{bad[0]}). Take more draws (num_draws, num_warmup), a higher target_acceptance where trajectories "
+            "diverge, or another start",
             AmortizeWarning,
             stacklevel=3,
         )

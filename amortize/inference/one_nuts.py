@@ -120,6 +120,12 @@ def _chain(density: _Density, begin: Tensor, budget: Budget) -> _Chain:
     if not bool(torch.isfinite(density({"u": begin}))):
         nowhere = begin.new_full((budget.num_draws, *begin.shape), math.nan)
         return _Chain(nowhere, 0.0, math.nan, math.nan, float(density.num_calls))
+    told: dict[str, Any] = {}
+
+    def look(kernel: Any, samples: Any, stage: str, step: int) -> None:  # noqa: ARG001 (Pyro's signature)
+        if stage == "Sample":  # the sampler clears its kernel at the end
+            told.update(kernel.diagnostics(), step_size=kernel.step_size)
+
     make_kernel: Any = NUTS  # Pyro's samplers are not typed
     make_sampler: Any = MCMC
     kernel = make_kernel(
@@ -130,17 +136,17 @@ def _chain(density: _Density, begin: Tensor, budget: Budget) -> _Chain:
         num_samples=budget.num_draws,
         warmup_steps=budget.num_warmup,
         initial_params={"u": begin},
+        hook_fn=look,
         disable_progbar=True,
     )
     with _quiet():
         sampler.run()
-    told = kernel.diagnostics()
     draws = sampler.get_samples()["u"].reshape(budget.num_draws, -1)
     return _Chain(
         draws,
         float(len(told["divergences"])),
         float(told["acceptance rate"]),
-        float(kernel.step_size),
+        float(told["step_size"]),
         float(density.num_calls),
     )
 

@@ -1,4 +1,4 @@
-"""The command line: ``amortize study``, ``resume``, ``report``, ``check``, ``models`` and ``data``.
+"""The command line: ``amortize study``, ``resume``, ``report``, ``compare``, ``check``, ``models`` and ``data``.
 
 An `AmortizeError` is one screen on stderr, exit status 2, and nothing half-written. Ctrl-C ends with status
 130. ``AMORTIZE_TRACEBACK=1`` adds the traceback. Torch and Pyro are imported inside the commands, so that
@@ -27,6 +27,8 @@ from amortize import __version__
 from amortize.errors import AmortizeError, AmortizeWarning, ArgumentError
 
 if TYPE_CHECKING:
+    from amortize.study.collect import StudyResult
+    from amortize.study.grid import GridResult
     from amortize.study.spec import Study
 
 __all__ = ["app"]
@@ -123,9 +125,14 @@ def study(  # noqa: PLR0913 - the options of a command line
     seed: Annotated[int | None, typer.Option(help="In place of the study's own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
     print_spec: Annotated[bool, typer.Option("--print-spec", help="Print the study as TOML; run nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Keep nothing of an earlier run in the folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a guide, measure log p(x) beside it, and write a page that says whose fault the loss is."""
+    """Train a guide, measure log p(x) beside it, and write a page that says whose fault the loss is.
+
+    A study with [[grid]] tables is run at each combination of their values. Stages of an earlier run in the folder
+    that depend on the same settings, data and code are kept.
+    """
     from amortize.study.studies import study_of_target
 
     chosen = study_of_target(target, data=data)
@@ -134,7 +141,7 @@ def study(  # noqa: PLR0913 - the options of a command line
     if print_spec:
         typer.echo(chosen.to_toml(), nl=False)
         return
-    _run(chosen, out or Path("runs") / chosen.name, resume=False, quiet=quiet)
+    _run(chosen, out or Path("runs") / chosen.name, resume=not fresh, quiet=quiet)
 
 
 @app.command()
@@ -149,37 +156,103 @@ def resume(
     from amortize.study.store import is_run
 
     if not is_run(run) or not (run / "spec.toml").is_file():
-        raise _no_run(run)
+        raise _no_run(run, "stages" if (run / "spec.toml").is_file() else "spec.toml")
     _run(Study.from_toml(run / "spec.toml"), run, resume=True, quiet=quiet)
 
 
 def _run(chosen: Study, out: Path, *, resume: bool, quiet: bool) -> None:
+    from amortize.study.grid import GridResult
     from amortize.study.run import run as run_study
 
     result = run_study(chosen, out=out, resume=resume, progress=not quiet)
+    cells = result.cells if isinstance(result, GridResult) else ()
     if not quiet:
-        summary = result.ledger.summary
-        rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
-        _print_table(("a datapoint (nats)", "mean", "se"), rows)
-        typer.echo(result.ledger.advice)
-        for checked in (result.sandwich, result.ledger.evidence.simulated):
-            if checked is not None:
-                typer.echo(str(checked))
-        if protocol := result.tree.attrs.get("protocol"):
-            typer.echo(f"Data: {protocol}")
+        if isinstance(result, GridResult):
+            _show_grid(result)
+        else:
+            _show_study(result)
     typer.echo(str(out / "report.html"))
+    if failed := [f"{cell.label}: {cell.error}" for cell in cells if cell.error is not None]:
+        _show(f"{len(failed)} of {len(cells)} cells failed", "\n".join(failed), "bold red")
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _show_study(result: StudyResult) -> None:
+    summary = result.ledger.summary
+    rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
+    _print_table(("a datapoint (nats)", "mean", "se"), rows)
+    typer.echo(result.ledger.advice)
+    for checked in (result.sandwich, result.ledger.evidence.simulated):
+        if checked is not None:
+            typer.echo(str(checked))
+    if protocol := result.tree.attrs.get("protocol"):
+        typer.echo(f"Data: {protocol}")
+
+
+def _show_grid(result: GridResult) -> None:
+    """The gap and what it is made of, a row a cell; the rest is in table.csv."""
+    shown = ("inference_gap", "approximation_gap", "amortization_gap")
+    names = [name for name in shown if name in result.table]
+    rows = [
+        (
+            *(str(row[axis]) for axis in result.axes),
+            *(f"{row[name]:.3g} +- {row[f'{name}_se']:.2g}" for name in names),
+        )
+        for _, row in result.table.iterrows()
+    ]
+    _print_table((*result.axes, *(name.replace("_", " ") for name in names)), rows)
 
 
 @app.command()
 @guarded
 def report(run: RunArgument) -> None:
-    """Write a run's page anew from its tree.nc."""
+    """Write a run's page anew from its tree.nc, or a grid's from its report.json."""
     from amortize.report import report as write_report
     from amortize.report.files import read_tree
+    from amortize.report.grid import read_grid_document, write_grid_report
 
+    if (run / "cells").is_dir() and (run / "report.json").is_file():
+        typer.echo(str(write_grid_report(read_grid_document(run / "report.json"), run / "report.html")))
+        return
     if not (run / "tree.nc").is_file():
         raise _no_run(run, "tree.nc")
     typer.echo(str(write_report(read_tree(run / "tree.nc"), run / "report.html")))
+
+
+@app.command()
+@guarded
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run, or of a grid's cell.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, of the same datapoints.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Write a row a datapoint to this .csv.", metavar="FILE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Compare two runs datapoint by datapoint: the second less the first, with paired standard errors."""
+    from amortize.report.attrs import strict_json
+    from amortize.study.compare import compare as compare_runs
+    from amortize.study.store import atomic_path
+
+    found = compare_runs(run_a, run_b)
+    if out is not None:
+        with atomic_path(out) as temporary:
+            found.table.to_csv(temporary)
+    if as_json:
+        summary = {str(name): dict(row) for name, row in found.summary.iterrows()}
+        typer.echo(strict_json({"a": found.names[0], "b": found.names[1], "summary": summary}))
+        return
+    rows = [
+        (
+            str(name),
+            *(f"{row[column]:.4g}" for column in ("a", "b", "difference")),
+            f"{row['se']:.2g}",
+            f"{row['z']:.1f}",
+        )
+        for name, row in found.summary.iterrows()
+    ]
+    _print_table(("a datapoint (nats)", "a", "b", "b - a", "se", "z"), rows)
+    for sentence in found.sentences:
+        typer.echo(sentence)
 
 
 @app.command()
@@ -266,6 +339,9 @@ def _no_run(folder: Path, missing: str = "spec.toml") -> ArgumentError:
     if not folder.exists():
         runs = sorted(path.parent.name for path in folder.parent.glob("*/spec.toml"))
         return ArgumentError(f"run: no such folder: {folder}. Runs beside it: {', '.join(runs) or 'none'}")
+    if folder.absolute().parent.name == "cells":
+        grid = folder.parent.parent
+        return ArgumentError(f"run: {folder} is a cell of the grid {grid}. Finish that: amortize resume {grid}")
     if missing == "tree.nc" and (folder / "spec.toml").is_file():
         return ArgumentError(f"run: {folder} isn't finished (no tree.nc). Finish it: amortize resume {folder}")
     return ArgumentError(

@@ -12,6 +12,7 @@ __all__ = [
     "AmortizeError",
     "AmortizeWarning",
     "ArgumentError",
+    "ComparisonError",
     "ContractError",
     "DataError",
     "DiscreteLatentError",
@@ -51,6 +52,10 @@ class DataError(ArgumentError):
 
 class SpecError(ArgumentError):
     """A study specification with an unknown key or a wrong value."""
+
+
+class ComparisonError(ArgumentError):
+    """Two runs whose datapoints aren't the same, so that they can't be compared one by one."""
 
 
 class TrainingError(AmortizeError, RuntimeError):

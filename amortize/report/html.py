@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.graph_objects as go
 import xarray as xr
-from markupsafe import Markup
 
 from amortize.errors import ArgumentError
 from amortize.report.attrs import strict_json
@@ -19,7 +15,8 @@ from amortize.report.files import write_text
 from amortize.report.pictures import read_gallery
 from amortize.report.plots import MAX_SHOWN, figures
 from amortize.report.provenance import flatten
-from amortize.report.words import count, decimals, number, percent, quantity, uncertain
+from amortize.report.template import embedded, environment, plotly_js
+from amortize.report.words import decimals, number, percent, quantity
 
 __all__ = ["render", "write_report"]
 
@@ -49,52 +46,19 @@ def render(tree: xr.DataTree, document: Mapping[str, Any]) -> str:
     """
     drawn = figures(document)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             d=document,
             blocks=_summary_blocks(document.get("summary", {})),
             parts=_parts(document.get("summary", {})),
-            figures={name: _embedded(figure) for name, figure in drawn.items()},
+            figures={name: embedded(figure) for name, figure in drawn.items()},
             gallery=read_gallery(tree, document),
             settings=_settings(document),
             max_shown=MAX_SHOWN,
-            plotly_js=Markup(_plotly_js()) if drawn else "",
+            plotly_js=plotly_js() if drawn else "",
         )
     )
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("amortize.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": count,
-        "number": number,
-        "uncertain": uncertain,
-        "percent": percent,
-        "value": _value,
-    }
-    return environment
-
-
-def _plotly_js() -> str:
-    """Version 4.1.1 of plotly.js, of the npm package plotly.js-cartesian-dist-min.
-
-    It is a third of the bundle that the Python package ships, and a page with it opens twice as fast. It
-    holds no ``</script``, so it can stand in one.
-    """
-    return resources.files("amortize.report").joinpath("vendor/plotly-cartesian.min.js").read_text(encoding="utf-8")
-
-
-def _embedded(figure: go.Figure) -> Markup:
-    """A figure as JSON that can stand inside a script element."""
-    text = str(figure.to_json())
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _summary_blocks(summary: Mapping[str, Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -138,12 +102,3 @@ def _settings(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         "Other facts": document.get("attrs", {}),
     }
     return [(title, flatten(table)) for title, table in tables.items() if table]
-
-
-def _value(value: Any) -> str:
-    """A setting as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(_value(item) for item in value)
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -23,11 +23,12 @@ from amortize.program.discover import run_recorded
 from amortize.program.program import Program
 from amortize.program.simulate import to_front
 from amortize.random import pyro_rng, stream_seed
+from amortize.study.code_hash import program_files_hash
 from amortize.study.methods import method_of, objective_of
 from amortize.study.sources import read_source
 from amortize.study.spec import Study
 from amortize.study.split import Split, as_floats, load_split
-from amortize.study.store import hash_file, hash_json
+from amortize.study.store import hash_json
 from amortize.study.targets import is_path, is_program_file, load_object, split_target, user_code, where
 from amortize.study.toml import near_matches
 
@@ -236,5 +237,5 @@ def _check_start(study: Study, program: Program) -> None:
 
 def _program_hash(study: Study, path: Path | None) -> str:
     name = study.program.target if path is None else split_target(study.program.target)[1]
-    source = None if path is None else hash_file(path)
+    source = None if path is None else program_files_hash(path)
     return hash_json({"name": name, "file": source, "settings": study.program.settings, "seed": study.seed})

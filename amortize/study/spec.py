@@ -18,11 +18,11 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from amortize.errors import SpecError
 from amortize.study.evidence_spec import EvidenceSpec
 from amortize.study.fit_spec import FitSpec
+from amortize.study.grid_spec import Axis, anchored_value, cells_of, fill_from_grid
 from amortize.study.tables import Count, Table, tuple_of
-from amortize.study.targets import absolute_target, is_path
 from amortize.study.toml import describe_validation, to_toml
 
-__all__ = ["DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study"]
+__all__ = ["Axis", "DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study"]
 
 Family = Literal["mean-field", "full-covariance"]
 
@@ -145,12 +145,17 @@ class Study(Table):
     local: LocalSpec = LocalSpec()
     evidence: EvidenceSpec = EvidenceSpec()
     report: ReportSpec = ReportSpec()
+    grid: Annotated[tuple[Axis, ...], BeforeValidator(tuple_of)] = Field(
+        default=(), description="axes of a grid of studies: the study is run at each combination of their values"
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**values)
+            super().__init__(**fill_from_grid(values))
         except ValidationError as error:
             raise SpecError(describe_validation(error, Study)) from None
+        if self.grid:
+            cells_of(self)  # each is a study, or an error that names it
 
     @classmethod
     def from_text(cls, text: str, *, origin: str = "the study") -> Self:
@@ -159,8 +164,9 @@ class Study(Table):
 
         try:
             study = cls(**tomllib.loads(text))
-            method_of(study.evidence)
-            objective_of(study.fit)
+            for cell in cells_of(study):
+                method_of(cell.study.evidence)
+                objective_of(cell.study.fit)
             return study
         except tomllib.TOMLDecodeError as error:
             raise SpecError(f"{origin} is not valid TOML: {error}") from None
@@ -188,13 +194,9 @@ class Study(Table):
 
     def anchored(self, folder: Path) -> Self:
         """The study with absolute paths, relative ones taken from ``folder``."""
-        source = self.data.source
-        return self.with_values(
-            {
-                "program.target": absolute_target(self.program.target, folder),
-                "data.source": str((folder / source).resolve()) if is_path(source) else source,
-            }
-        )
+        paths = {"program.target": self.program.target, "data.source": self.data.source}
+        anchored = {dotted: anchored_value(dotted, value, folder) for dotted, value in paths.items()}
+        return self.with_values({**anchored, "grid": [axis.anchored(folder) for axis in self.grid]})
 
     def with_values(self, values: Mapping[str, object]) -> Self:
         """The study with other values, validated anew; keys are dotted, as ``{"fit.num_steps": 100}``."""
@@ -213,4 +215,5 @@ class Study(Table):
 
     def fingerprint(self) -> str:
         """SHA-256 of all settings, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        settings = self.model_dump(mode="json", exclude=None if self.grid else {"grid"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 import amortize
-from amortize.study.store import RunStore, Stage, hash_json, read_manifest
+from amortize.study.store import RunStore, Stage, hash_json, read_stages
 
 __all__ = ["Codec", "Stages", "arrays_codec", "dataclass_codec", "versions"]
 
@@ -74,8 +74,7 @@ class Stages:
         result = compute()
         self.seconds[name] = time.perf_counter() - begin
         if self._store is not None:
-            file = f"{name.replace(' ', '-')}{codec.suffix}"
-            stage = Stage(name, key, file, "", self.seconds[name])
+            stage = Stage(name, key, self._store.file_name(name, key, codec.suffix), "", self.seconds[name])
             self._store.save(stage, lambda path: codec.write(result, path))
         self._say(name, "done", self.seconds[name])
         return result
@@ -85,7 +84,8 @@ class Stages:
         """Stages of this run that the manifest on disk holds: what a resumed run will find."""
         if self._store is None:
             return []
-        return [name for name, stage in read_manifest(self._store.folder).items() if self._keys.get(name) == stage.key]
+        stages = read_stages(self._store.folder)
+        return [stage.stage for stage in stages if self._keys.get(stage.stage) == stage.key]
 
     def _say(self, name: str, verb: str, seconds: float | None) -> None:
         if self._console is None:

@@ -2,6 +2,7 @@
 
 ``RUN/stages/manifest.jsonl`` has a line a finished stage: its file, the file's SHA-256, and a *key*, the hash of all
 that the stage depends on. A stage is reused only if its key matches and its file is still the one that was written.
+A run keeps the last result of each stage; a grid, whose cells share stages, keeps every one by its key.
 Every file is written under a temporary name in the same folder, flushed to disk and renamed, so that neither an
 error, nor Ctrl-C, nor SIGKILL, nor a full disk leaves half a file under a final name.
 """
@@ -13,7 +14,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +25,9 @@ from amortize.errors import AmortizeError, ArgumentError
 __all__ = ["RunStore", "Stage", "StoreError", "atomic_path", "check_owner", "hash_file", "hash_json", "writing"]
 
 MANIFEST_FORMAT = 1
-OUTPUTS = ("report.html", "report.json", "tree.nc", "spec.toml")
+OUTPUTS = ("report.html", "report.json", "tree.nc", "spec.toml", "table.csv", "paired.csv")
+CELLS = "cells"
+"""The folder of a grid that holds one of outputs for each cell."""
 
 
 class StoreError(AmortizeError, OSError):
@@ -85,6 +88,8 @@ class RunStore:
         The run's folder, made if it isn't there.
     fresh
         True forgets what an earlier run left in the folder; False keeps it for reuse.
+    shared
+        Whether several results of one stage are kept, each under its key, as those of a grid's cells.
 
     Raises
     ------
@@ -94,11 +99,11 @@ class RunStore:
         The folder cannot be made, or another process works on it.
     """
 
-    def __init__(self, folder: Path, *, fresh: bool) -> None:
+    def __init__(self, folder: Path, *, fresh: bool, shared: bool = False) -> None:
         check_out(folder)
         self.folder = folder
         self.stages_folder = folder / "stages"
-        self._fresh = fresh
+        self._fresh, self._shared = fresh, shared
         self._stages: dict[str, Stage] = {}
         self._lock: TextIO | None = None
 
@@ -113,7 +118,7 @@ class RunStore:
                 leftover.unlink()
         if self._fresh:
             self._forget()
-        self._stages = read_manifest(self.folder)
+        self._stages = {self._slot(stage.stage, stage.key): stage for stage in read_stages(self.folder)}
         self._write_manifest()
         return self
 
@@ -124,11 +129,15 @@ class RunStore:
     @property
     def finished(self) -> list[str]:
         """Names of the stages in the manifest."""
-        return list(self._stages)
+        return [stage.stage for stage in self._stages.values()]
+
+    def file_name(self, name: str, key: str, suffix: str) -> str:
+        """What the file of a stage is called."""
+        return f"{name.replace(' ', '-')}{f'-{key[:16]}' if self._shared else ''}{suffix}"
 
     def find(self, name: str, key: str) -> Stage | None:
         """The finished stage of this name and key whose file is unharmed, or None."""
-        stage = self._stages.get(name)
+        stage = self._stages.get(self._slot(name, key))
         if stage is None or stage.key != key:
             return None
         path = self.path(stage)
@@ -144,9 +153,12 @@ class RunStore:
             write(temporary)
             sha256 = hash_file(temporary)
         stage = Stage(**{**asdict(stage), "sha256": sha256})
-        self._stages[stage.stage] = stage
+        self._stages[self._slot(stage.stage, stage.key)] = stage
         self._write_manifest()
         return stage
+
+    def _slot(self, name: str, key: str) -> str:
+        return f"{name}/{key}" if self._shared else name
 
     def _write_manifest(self) -> None:
         header = {"amortize_run": MANIFEST_FORMAT}
@@ -156,9 +168,10 @@ class RunStore:
 
     def _forget(self) -> None:
         # the manifest last: without it the folder would not be known as a run
-        for name in OUTPUTS:
-            (self.folder / name).unlink(missing_ok=True)
-        for stage in read_manifest(self.folder).values():
+        for folder in (self.folder, *(path for path in (self.folder / CELLS).glob("*") if path.is_dir())):
+            for name in OUTPUTS:
+                (folder / name).unlink(missing_ok=True)
+        for stage in read_stages(self.folder):
             self.path(stage).unlink(missing_ok=True)
         (self.stages_folder / "manifest.jsonl").unlink(missing_ok=True)
 
@@ -224,17 +237,19 @@ def _is_temporary(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Stage]:
-    """Finished stages by name, in the order they were finished; lines that cannot be read are left out."""
+    """Finished stages by name, in the order they were finished; of several of one name, as of a grid, the last."""
+    return {stage.stage: stage for stage in read_stages(folder)}
+
+
+def read_stages(folder: Path) -> list[Stage]:
+    """All finished stages, in the order they were finished; lines that cannot be read are left out."""
     path = folder / "stages" / "manifest.jsonl"
     if not path.is_file():
-        return {}
-    stages = {}
+        return []
+    stages = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            stage = Stage(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
-            continue  # the header, or a damaged line: its stage is computed again
-        stages[stage.stage] = stage
+        with suppress(json.JSONDecodeError, TypeError):  # the header, or a damaged line: its stage is computed again
+            stages.append(Stage(**json.loads(line)))
     return stages
 
 

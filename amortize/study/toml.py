@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -46,7 +46,7 @@ def _table(model: BaseModel, path: tuple[str, ...]) -> Iterator[str]:
     nested: list[tuple[str, Any]] = []
     for key, field in type(model).model_fields.items():
         value = getattr(model, key)
-        if isinstance(value, (BaseModel, dict)):
+        if isinstance(value, (BaseModel, dict)) or _table_of_list(field.annotation) is not None:
             nested.append((key, value))
             continue
         yield f"# {field.description}"
@@ -58,13 +58,30 @@ def _table(model: BaseModel, path: tuple[str, ...]) -> Iterator[str]:
             yield f"# {(type(value).__doc__ or '').splitlines()[0]}"
             yield f"[{'.'.join(inner)}]"
             yield from _table(value, inner)
+        elif isinstance(value, tuple):
+            yield f"# {type(model).model_fields[key].description}"
+            yield from _tables(value, ".".join(inner))
         else:
             yield f"# {type(model).model_fields[key].description}"
             yield f"[{'.'.join(inner)}]"
             yield from (f"{name} = {_value(item)}" for name, item in value.items())
 
 
+def _tables(models: tuple[BaseModel, ...], name: str) -> Iterator[str]:
+    """Tables of a list; one that holds none is a comment, from which to start."""
+    if not models:
+        yield f"# [[{name}]]"
+    for place, model in enumerate(models):
+        yield from ("",) if place else ()
+        yield f"[[{name}]]"
+        yield from _table(model, (name,))
+
+
 def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_value(str(key))} = {_value(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_value(item) for item in value)}]"
     # JSON's numbers, lists and escapes are TOML's too, but for surrogate pairs and the unescaped DEL
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
@@ -116,11 +133,20 @@ def _suggest_key(location: list[str], root: type[BaseModel]) -> str:
 def _model_at(path: list[str], root: type[BaseModel]) -> type[BaseModel] | None:
     model = root
     for part in path:
+        if part.isdigit():  # a place in a list of tables
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        annotation = _table_of_list(annotation) or annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return None
         model = annotation
     return model
+
+
+def _table_of_list(annotation: object) -> type[BaseModel] | None:
+    """The table whose lists a field holds, if it does."""
+    item = get_args(annotation)[0] if get_origin(annotation) is tuple else None
+    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -37,7 +37,7 @@ NORMAL_QUARTILES = 1.349  # the distance between a standard normal's
 Messages = Mapping[str, Mapping[str, Any]]
 
 
-def auto_guide(  # noqa: PLR0913 (the public face)
+def auto_guide(
     model: Callable[..., Any] | Program,
     x: Any,
     *,
@@ -135,7 +135,7 @@ def _made(
         structure.full_size is not None,
         {name: _site_plan(structure, name, runs) for name in structure.continuous},
     )
-    _refuse_partly_hidden(plan, runs[0], family)
+    _refuse_partly_hidden(plan, family)
     features = Features(program.model.function, data, function)
     size, choices = features.size, {}
     for name in structure.sampled:
@@ -172,7 +172,7 @@ def _layout(structure: Structure, name: str, run: Messages) -> Layout:
     return Layout(site, tuple((f.name, f.dim, int(batch[f.dim])) for f in others))
 
 
-def _refuse_partly_hidden(plan: Plan, run: Messages, family: str) -> None:
+def _refuse_partly_hidden(plan: Plan, family: str) -> None:
     if flow_kind(family) is None:
         return
     for name, site in plan.sites.items():

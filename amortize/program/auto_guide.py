@@ -77,7 +77,7 @@ class EncoderGuide(nn.Module):
         The family of q(u | x), as it was asked for.
     """
 
-    def __init__(  # noqa: PLR0913 (its parts)
+    def __init__(
         self,
         model: tuple[Callable[..., Any], Mapping[str, Tensor]],
         plan: Plan,
@@ -118,7 +118,8 @@ class EncoderGuide(nn.Module):
     def look(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], values: Mapping[str, Tensor]) -> Messages:
         """A run of the model with ``values`` put in."""
         model, condition = self._model
-        given = {name: value.to(self.features.columns[0].loc.device) for name, value in condition.items()}
+        device = next(self.buffers()).device
+        given = {name: value.to(device) for name, value in condition.items()}
         return glimpse(model, args, kwargs, {**given, **values})
 
     def noise(self, name: str, context: Tensor) -> Noise:
@@ -136,6 +137,7 @@ class _Run:
         self.guide, self.arguments, self.num_rows = guide, arguments, num_rows
         self.values: dict[str, Tensor] = {}
         self.w: list[Tensor] = []
+        self.plates: dict[str, Any] = {}
         plan = guide.plan
         looks = plan.subsamples or any(site.looks for site in plan.sites.values())
         self.seen: Messages = guide.look(*arguments, {}) if looks else {}
@@ -189,21 +191,27 @@ class _Run:
         return layout.rows(kept_entries(layout.site, msg, raw).expand(raw.shape)), mask_of(msg)
 
     def _drawn(self, name: str, layout: Layout, fn: Any, mask: Tensor | None) -> Tensor:
-        with self._plates(layout), poutine.mask(mask=True if mask is None else mask):
+        hides: Any = True if mask is None else mask
+        with self._plates(layout), poutine.mask(mask=hides):
             value: Tensor = pyro.sample(name, fn)
         return value
 
     def _plates(self, layout: Layout) -> ExitStack:
-        """The data plate and those beside it, as in the model."""
+        """The data plate and those beside it, as in the model; each is made once a call."""
+        plan = self.guide.plan
+        if plan.plate not in self.plates:
+            size, rows = self.num_rows, None
+            if plan.subsamples:
+                frames = self.seen[layout.site.name]["cond_indep_stack"]
+                size = next(frame.full_size for frame in frames if frame.name == plan.plate)
+                rows = torch.arange(self.num_rows)
+            self.plates[plan.plate] = pyro.plate(plan.plate, size, subsample=rows, dim=layout.site.data_dim)
+        for name, dim, count in layout.plates:
+            if name not in self.plates:
+                self.plates[name] = pyro.plate(name, count, dim=dim)
         stack = ExitStack()
-        plate, dim = self.guide.plan.plate, layout.site.data_dim
-        size, rows = self.num_rows, None
-        if self.guide.plan.subsamples:
-            frames = [frame for frame in self.seen[layout.site.name]["cond_indep_stack"] if frame.name == plate]
-            size, rows = frames[0].full_size or size, torch.arange(self.num_rows)
-        stack.enter_context(pyro.plate(plate, size, subsample=rows, dim=dim))
-        for name, place, count in layout.plates:
-            stack.enter_context(pyro.plate(name, count, dim=place))
+        for name in (plan.plate, *(name for name, _, _ in layout.plates)):
+            stack.enter_context(self.plates[name])
         return stack
 
 

@@ -3,11 +3,12 @@ r"""The networks of an automatic guide: from features of a datapoint to a joint 
 .. math:: u = m_0 + s_0 \odot (m + L w)
 
 where the encoder gives m and L, and m_0 and s_0 are the prior's own middle and spread, so that the last layer, which
-begins at zero, begins at the prior. Letters: B rows, F features, H hidden units, D latents, R rank, P latents of a site.
+begins at zero, begins at the prior. Letters: B rows, F features, H hidden units, D latents, R rank.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class Network(nn.Module):
         super().__init__()
         sizes = [num_features, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.num_hidden = sizes[-1]
@@ -119,7 +120,8 @@ class Encoder(nn.Module):
         rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=scale.device)
         below = torch.diag_embed(scale).flatten(-2)
         places = (rows * self.dim + columns).expand_as(others)
-        return below.scatter(-1, places, others).unflatten(-1, (self.dim, self.dim))
+        lower: Tensor = below.scatter(-1, places, others).reshape(*scale.shape, self.dim)
+        return lower
 
     def _num_others(self) -> int:
         if is_factorised(self.family):

@@ -1,6 +1,7 @@
 r"""Flows of an automatic guide: one a site, given what the encoder read and the numbers of the sites before.
 
-.. math:: q_w(w_k \mid w_{<k}, h) = N(\epsilon; 0, 1) \, |\det dT_k / d\epsilon|^{-1}, \qquad w_k = T_k(\epsilon; h, w_{<k})
+.. math:: q_w(w_k \mid w_{<k}, h) = N(\epsilon; 0, 1) \, |\det dT_k / d\epsilon|^{-1}, \quad
+          w_k = T_k(\epsilon; h, w_{<k})
 
 Each begins at the identity, so that the guide begins as its Gaussian. Draws take one pass; densities of other points
 one too, but for "iaf", which takes a pass a number (Kingma et al. 2016; Dinh et al. 2017; Durkan et al. 2019).
@@ -47,7 +48,7 @@ class SiteFlow(nn.Module):
         super().__init__()
         settings: dict[str, Any] = {"hidden_features": tuple(hidden)}
         univariate = SPLINE if kind == "spline" else {}
-        layers: list[nn.Module] = []
+        layers: list[Any] = []
         for place in range(LAYERS[kind] if size > 1 else 0):
             if kind == "iaf":
                 order = torch.arange(size) if place % 2 == 0 else torch.arange(size).flip(0)
@@ -60,7 +61,7 @@ class SiteFlow(nn.Module):
         if kind == "spline" or size == 1:
             layers.append(zuko.flows.ElementWiseTransform(size, num_context, **univariate, **settings))
         self.layers = nn.ModuleList(layers)
-        for layer in self.layers:
+        for layer in layers:
             last = layer.hyper[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)

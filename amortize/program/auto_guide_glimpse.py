@@ -50,7 +50,7 @@ class _Put(Messenger):
 
 
 def fixed_support(runs: list[Any]) -> Any | None:
-    """A site's support without the data's size in it, where it is the same in all runs and rows; None where it moves."""
+    """A support without the data's size in it, where it is the same in all runs and rows; None where it moves."""
     found = [_reduced(support) for support in runs]
     first = found[0]
     if first is None or any(other is None or other[1] != first[1] for other in found):
@@ -63,7 +63,9 @@ def _reduced(support: Any) -> tuple[Any, tuple[Any, ...]] | None:
     if isinstance(support, constraints.independent):
         inner = _reduced(support.base_constraint)
         count = support.reinterpreted_batch_ndims
-        return None if inner is None else (constraints.independent(inner[0], count), (count, *inner[1]))
+        if inner is None:
+            return None
+        return constraints.independent(inner[0], count), (count, *inner[1])  # type: ignore[no-untyped-call]
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
         return _reduced(support.base_constraint)
     bounds = [name for name in ("lower_bound", "upper_bound") if name in vars(support)]

@@ -148,7 +148,7 @@ class Framed(TorchDistribution):
         """The model's."""
         return self._support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Framed:  # noqa: ARG002 (torch's signature)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Framed:
         """Particles in front; the rest must be there already."""
         batch_shape = torch.Size(batch_shape)
         own = self.batch_shape[len(self.ahead) :]

@@ -157,7 +157,7 @@ def doubts(found: Mixing, share_divergent: ArrayLike, *, num_chains: int) -> NDA
         if not np.isfinite(rhat):
             words[n] = "draws that are not finite, or do not move"
         elif rhat > LARGEST_RHAT:
-            words[n] = f"chains disagree: R-hat {rhat:.3g}"
+            words[n] = f"chains disagree: R-hat {rhat:.4g}"
         elif not ess >= least:
             words[n] = f"too few draws: {ess:.0f} effective ones of {least} wanted"
         elif not share[n] <= MOST_DIVERGENT:

@@ -56,9 +56,8 @@ class Modes:
     several: bool
 
     def begin(self, u: Tensor, num_chains: int) -> Tensor:
-        """Positions for C chains, (C * N, D), far apart, from those of the pool (P, N, D)."""
-        index = self.order[:num_chains].unsqueeze(-1).expand(-1, -1, u.shape[-1])
-        return u.gather(0, index).flatten(0, 1)
+        """Positions for C chains, (C, N, D), far apart, from those of the pool (P, N, D)."""
+        return u.gather(0, self.order[:num_chains].unsqueeze(-1).expand(-1, -1, u.shape[-1]))
 
     @property
     def log_size(self) -> Tensor:

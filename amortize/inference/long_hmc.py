@@ -34,7 +34,7 @@ from amortize.inference.starts import Start, scale_of
 from amortize.program.data import Data
 from amortize.random import generator, stream_seed
 
-__all__ = ["LEAST_WARMUP", "Budget", "LongRun", "long_hmc", "spread_starts", "target_of"]
+__all__ = ["LEAST_WARMUP", "Budget", "LongRun", "Pool", "explored", "long_hmc", "target_of"]
 
 LEAST_POOL, POOL_A_CHAIN = 32, 4
 WARM_LEAPFROG = 10
@@ -76,6 +76,15 @@ class LongRun(NamedTuple):
     num_gradients: Tensor
 
 
+class Pool(NamedTuple):
+    """What many chains found: modes, where C chains begin far apart (C, N, D), units (N, D), gradients taken."""
+
+    modes: Modes
+    begin: Tensor
+    scale: Tensor
+    num_gradients: int
+
+
 class _Walk(NamedTuple):
     """Rows on their way: a state, the target they move on, whitening, step sizes (N,), mean steps a trajectory."""
 
@@ -105,29 +114,36 @@ class _Seen(NamedTuple):
 
 def long_hmc(start: Start, data: Data, budget: Budget, *, seed: int) -> LongRun:
     """Draws from the posterior of each of the N datapoints of ``data``."""
-    pool_size, num = max(LEAST_POOL, POOL_A_CHAIN * budget.num_chains), data.num_datapoints
     noise = generator(seed, "long-hmc", device=data.index.device)
     stage = budget.num_warmup // 3
-    pool = _pool(start, data, pool_size, num_calls=2 * stage, seed=seed)
-    for _ in range(2):
-        pool, _ = _adapted(pool, stage // 2, noise, budget.target_acceptance)
-        pool = _rescaled(pool, pool_size)
-    pool, seen = _adapted(pool, stage, noise, budget.target_acceptance)
-    u, value = seen.u.reshape(len(seen.u), pool_size, num, -1), seen.log_joint.reshape(-1, pool_size, num)
-    modes = find_modes(u, value, budget.num_chains)
+    pool = explored(start, data, budget, noise, seed=seed)
     target = target_of(start, data.fold(budget.num_chains), seed, num_calls=stage + budget.num_draws)
     walk = _Walk(
-        target.evaluate(modes.begin(pool.state.u.reshape(pool_size, num, -1), budget.num_chains)),
+        target.evaluate(pool.begin.flatten(0, 1)),
         target,
-        whitening.learn(modes.within[None], pool.scale, pool_size * KEPT // 4)[0],
-        torch.full_like(pool.size, FIRST_STEP),
+        whitening.learn(pool.modes.within[None], pool.scale, LEAST_POOL * KEPT // 4)[0],
+        torch.full_like(pool.scale[:, 0], FIRST_STEP),
         WARM_LEAPFROG,
-        modes if modes.several else None,
+        pool.modes if pool.modes.several else None,
     )
     walk, _ = _adapted(walk, stage, noise, budget.target_acceptance)
     run = _sampled(_lengthened(walk), budget, noise)
-    warm = WARM_LEAPFROG * ((2 * (stage // 2) + stage) * pool_size + stage * budget.num_chains)
+    warm = pool.num_gradients + stage * budget.num_chains * (WARM_LEAPFROG + NUM_JUMPS * int(pool.modes.several))
     return run._replace(num_gradients=run.num_gradients + warm)
+
+
+def explored(start: Start, data: Data, budget: Budget, noise: torch.Generator, *, seed: int) -> Pool:
+    """What a pool of chains from far apart finds in two thirds of the warm-up."""
+    size, num, stage = max(LEAST_POOL, POOL_A_CHAIN * budget.num_chains), data.num_datapoints, budget.num_warmup // 3
+    walk = _pool(start, data, size, num_calls=2 * stage, seed=seed)
+    for _ in range(2):
+        walk, _ = _adapted(walk, stage // 2, noise, budget.target_acceptance)
+        walk = _rescaled(walk, size)
+    walk, seen = _adapted(walk, stage, noise, budget.target_acceptance)
+    u, value = seen.u.reshape(len(seen.u), size, num, -1), seen.log_joint.reshape(-1, size, num)
+    modes = find_modes(u, value, budget.num_chains)
+    begin = modes.begin(walk.state.u.reshape(size, num, -1), budget.num_chains)
+    return Pool(modes, begin, walk.scale, WARM_LEAPFROG * (2 * (stage // 2) + stage) * size)
 
 
 def target_of(start: Start, data: Data, seed: int, *, num_calls: int) -> GeometricPath:
@@ -142,7 +158,7 @@ def target_of(start: Start, data: Data, seed: int, *, num_calls: int) -> Geometr
 
 
 @torch.no_grad()
-def spread_starts(start: Start, data: Data, num_chains: int, *, seed: int) -> Tensor:
+def _spread_starts(start: Start, data: Data, num_chains: int, *, seed: int) -> Tensor:
     """Over-dispersed positions u (C, N, D): draws of the prior; those of a guide twice as far from their mean.
 
     Positions where the density is not finite are drawn anew, ten times at most.
@@ -168,7 +184,7 @@ def spread_starts(start: Start, data: Data, num_chains: int, *, seed: int) -> Te
 def _pool(start: Start, data: Data, pool_size: int, *, num_calls: int, seed: int) -> _Walk:
     """Many chains, begun far apart, in the units of the start."""
     target = target_of(start, data.fold(pool_size), seed, num_calls=num_calls)
-    begin = spread_starts(start, data, pool_size, seed=stream_seed(seed, "begin"))
+    begin = _spread_starts(start, data, pool_size, seed=stream_seed(seed, "begin"))
     scale = scale_of(start, data, seed)
     return _Walk(
         target.evaluate(begin.flatten(0, 1)), target, scale, torch.full_like(scale[:, 0], FIRST_STEP), WARM_LEAPFROG

@@ -1,6 +1,8 @@
 """Pyro's No-U-Turn sampler on one datapoint at a time: slow, and someone else's code, hence a second opinion.
 
-Each chain adapts its own step size and mass matrix in its warm-up (Hoffman and Gelman 2014, "The No-U-Turn sampler").
+Chains begin where a pool of chains by Hamiltonian Monte Carlo found places farthest apart (see ``long_hmc``): begun at
+draws of the prior, four chains may well all be in one of two modes, agree, and be wrong. Each then adapts its own step
+size and mass matrix in its warm-up (Hoffman and Gelman 2014, "The No-U-Turn sampler").
 The log joint and its gradient come from a compiled graph.
 
 Letters: C chains, S draws, N datapoints, D latents.
@@ -20,12 +22,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from amortize.inference.chunks import slices
-from amortize.inference.long_hmc import Budget, LongRun, spread_starts, target_of
+from amortize.inference.long_hmc import Budget, LongRun, explored, target_of
 from amortize.inference.method import MAX_ROWS
 from amortize.inference.path import GeometricPath
 from amortize.inference.starts import Start
 from amortize.program.data import Data
-from amortize.random import pyro_rng, stream_seed
+from amortize.random import generator, pyro_rng
 
 __all__ = ["one_nuts"]
 
@@ -39,7 +41,7 @@ def one_nuts(start: Start, data: Data, budget: Budget, *, seed: int) -> LongRun:
 
     ``acceptance`` is the share of transitions that moved, and no chain jumps.
     """
-    begin = spread_starts(start, data, budget.num_chains, seed=stream_seed(seed, "begin"))
+    pool = explored(start, data, budget, generator(seed, "nuts-pool", device=data.index.device), seed=seed)
     num, chains = data.num_datapoints, []
     calls = (budget.num_warmup + budget.num_draws) * budget.num_chains * USUAL_LENGTH
     with tqdm(total=num * budget.num_chains, desc="NUTS", unit="chain", leave=False, disable=None) as bar:
@@ -48,7 +50,7 @@ def one_nuts(start: Start, data: Data, budget: Budget, *, seed: int) -> LongRun:
             density = _Density(target_of(start.rows(index), data.rows(index), seed, num_calls=calls))
             for c in range(budget.num_chains):
                 with pyro_rng(seed, "nuts", n, c):
-                    chains.append(_chain(density, begin[c, n], budget))
+                    chains.append(_chain(density, pool.begin[c, n], budget))
                 bar.update()
     u = torch.stack([chain.u for chain in chains]).reshape(num, budget.num_chains, *chains[0].u.shape)
     u = u.permute(1, 2, 0, 3)
@@ -61,7 +63,7 @@ def one_nuts(start: Start, data: Data, budget: Budget, *, seed: int) -> LongRun:
         moved.mean(1),
         torch.zeros_like(size[:, 0]),
         size.mean(1),
-        gradients.sum(1),
+        gradients.sum(1) + pool.num_gradients,
     )
 
 

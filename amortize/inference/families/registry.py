@@ -6,16 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amortize.errors import ArgumentError, shown
+from amortize.inference.families.annealed import Annealed
 from amortize.inference.families.family import Family
 from amortize.inference.families.gaussian import FullCovariance, MeanField
+from amortize.inference.families.laplace import Laplace
 from amortize.inference.families.low_rank import LowRank
+from amortize.inference.families.mixture import Mixture
+from amortize.inference.families.point import Point
 
 __all__ = ["FAMILIES", "family_of", "make_family"]
 
 FAMILIES: dict[str, Callable[..., Family]] = {
+    "point": Point,
+    "laplace": Laplace,
     "mean-field": MeanField,
     "low-rank": LowRank,
     "full-covariance": FullCovariance,
+    "mixture": Mixture,
+    "annealed": Annealed,
 }
 """By the name that ``am.fit_local`` takes, from poor to rich."""
 

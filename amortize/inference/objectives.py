@@ -20,6 +20,7 @@ from amortize.inference.amcvae import AMCVAE
 from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
 from amortize.inference.iwae import IWAE
 from amortize.inference.objective import Objective
+from amortize.inference.semi_amortized import SemiAmortized
 from amortize.inference.wake_sleep import WakeSleep
 from amortize.program.data import Data
 from amortize.program.discover import run_recorded
@@ -34,7 +35,8 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "enum-elbo": TraceEnum_ELBO,
 }
 """Pyro's own, summed over the data plate."""
-BOUNDS: dict[str, Callable[[], Objective]] = {kind.name: kind for kind in (IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD)}
+_BOUNDS = (IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD, SemiAmortized)
+BOUNDS: dict[str, Callable[[], Objective]] = {kind.name: kind for kind in _BOUNDS}
 """Tighter bounds, one for each datapoint."""
 
 

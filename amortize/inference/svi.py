@@ -11,17 +11,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, check_number, shown
+from amortize.inference.aggressive import Aggression, Aggressive
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objective import BatchLoss, Objective
@@ -70,6 +71,9 @@ class Training:
     redraw
         Draws the values of each batch anew, as in dynamic binarisation: ``redraw(batch, stream)`` gives the data to
         train on, ``stream`` is a seeded generator on the CPU. None trains on the data as they are.
+    aggressive
+        Trains the guide alone, as ``am.Aggressive(...)`` says, before each step of the model, until it lags no more;
+        ``num_steps`` counts the model's steps. None trains both in every step.
     """
 
     learning_rate: float = 1e-3
@@ -81,6 +85,7 @@ class Training:
     patience: int | None = None
     progress: bool | None = None
     redraw: Callable[[Data, torch.Generator], Data] | None = None
+    aggressive: Aggressive | None = None
 
     def __post_init__(self) -> None:
         check_number("Training learning_rate", self.learning_rate)
@@ -97,10 +102,15 @@ class Training:
             raise ArgumentError("Training patience: early stopping needs validation data, Training(validation=...)")
         if self.redraw is not None and not callable(self.redraw):
             raise ArgumentError(f"Training redraw: expected a function (batch, stream) -> data, got {self.redraw!r}")
+        if self.aggressive is not None and not isinstance(self.aggressive, Aggressive):
+            raise ArgumentError(
+                f"Training aggressive: expected am.Aggressive(...) or None, got {shown(self.aggressive)}"
+            )
 
     def settings(self) -> dict[str, Any]:
         """What to write down: everything but the data."""
         plain = {name: value for name, value in vars(self).items() if name not in {"validation", "progress", "redraw"}}
+        plain["aggressive"] = None if self.aggressive is None else asdict(self.aggressive)
         return plain | {"validation": self.validation is not None, "redraw": self.redraw is not None}
 
 
@@ -125,7 +135,8 @@ def fit(  # noqa: PLR0913 (the public face)
         (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO. "auto" is "enum-elbo" where the guide leaves
         discrete latents out, and "elbo" everywhere else. Tighter bounds, each for every datapoint by itself: "iwae",
         "wake-sleep", "l-mcvae", "a-mcvae", "dais", "mcd", or their settings, ``am.IWAE(num_particles=5)``,
-        ``am.WakeSleep``, ``am.LMCVAE``, ``am.AMCVAE``, ``am.DAIS``, ``am.MCD``.
+        ``am.WakeSleep``, ``am.LMCVAE``, ``am.AMCVAE``, ``am.DAIS``, ``am.MCD``; and "semi-amortized",
+        ``am.SemiAmortized``, the ELBO after a few refinement steps.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
     seed, device
@@ -217,6 +228,7 @@ class _Run:
         self.skipped = 0
         self.full_size: int | None = None
         self.start: GuideStart | None = None
+        self.lead: Aggression | None = None
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
@@ -229,6 +241,8 @@ class _Run:
         columns = [
             "step", "elbo", "validation_elbo", "validation_elbo_se", "learning_rate", "gradient_norm", "seconds",
         ]  # fmt: skip
+        if self.lead is not None:
+            columns += ["inner_steps", "mutual_information"]
         return pd.DataFrame(self.rows, columns=columns).astype({"step": int})
 
     def train(self, data: Data, valid: Data | None, begin: float) -> None:
@@ -241,6 +255,10 @@ class _Run:
         if isinstance(self.objective, Objective):
             self.loss = self.objective.on(self.program, data, seed=self.seed)
             parameters += list(self.loss.own_parameters())
+        if self.training.aggressive is not None:
+            own = [] if self.loss is None else list(self.loss.own_parameters())
+            looked_at = data if valid is None else valid
+            self.lead = Aggression(self.training.aggressive, self.program, looked_at, own=own, seed=self.seed)
         optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         if self.training.redraw is not None:
@@ -257,7 +275,7 @@ class _Run:
         try:
             with LOCK, bar, undisturbed(), pyro_rng(self.seed, "steps"):
                 for step in range(1, self.num_steps + 1):
-                    row = self._step(next(batches), optimiser, step)
+                    row = self._step(batches, optimiser, step)
                     last = step == self.num_steps
                     if valid is not None and (step % self.training.validate_every == 0 or last):
                         self._validate(valid, row, step)
@@ -280,17 +298,43 @@ class _Run:
             if self.loss is not None:
                 self.loss.load_state_dict(self.best[3])
 
-    def _step(self, batch: Data, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+    def _step(self, batches: Iterator[Data], optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """One row of the history; where the guide leads, it is trained first, and then the model alone."""
+        rate = self._rate(step)
+        optimiser.param_groups[0]["lr"] = rate
+        inner, held, lead = 0, [], self.lead
+        if lead is not None and lead.going_on:
+            inner = lead.lead(lambda: self._descend(next(batches), optimiser, step, lead.models)[0])
+            held = lead.guides
+        elbo, norm = self._descend(next(batches), optimiser, step, held)
+        nan = float("nan")
+        row = {
+            "step": step,
+            "elbo": elbo,
+            "validation_elbo": nan,
+            "validation_elbo_se": nan,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+        if lead is not None:
+            row["inner_steps"] = inner
+            row["mutual_information"] = lead.look(step) if lead.going_on else nan
+        return row
+
+    def _descend(
+        self, batch: Data, optimiser: torch.optim.Optimizer, step: int, held: list[nn.Parameter]
+    ) -> tuple[float, float]:
+        """One step of all parameters but those that are held: the bound, nats a datapoint, and the gradient's norm."""
         optimiser.zero_grad(set_to_none=True)
         with _quiet_nan(), unvalidated():
             loss, elbo = self._loss(batch)
         if not loss.requires_grad:
             raise TrainingError("no parameter of the program enters its objective; there is nothing to train")
-        rate = self._rate(step)
-        optimiser.param_groups[0]["lr"] = rate
         norm = float("nan")
         if torch.isfinite(loss):
             loss.backward()  # type: ignore[no-untyped-call]
+            for parameter in held:  # Adam passes over what has no gradient
+                parameter.grad = None
             limit = self.training.clip_norm if self.training.clip_norm is not None else float("inf")
             parameters = optimiser.param_groups[0]["params"]
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
@@ -299,15 +343,7 @@ class _Run:
             self.skipped = 0
         else:
             self._skip(step, float(loss.detach()))
-        nan = float("nan")
-        return {
-            "step": step,
-            "elbo": elbo,
-            "validation_elbo": nan,
-            "validation_elbo_se": nan,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-        }
+        return elbo, norm
 
     def _loss(self, batch: Data) -> tuple[Tensor, float]:
         """What to descend, and the bound, nats a datapoint."""

@@ -18,6 +18,7 @@ from torch.distributions import biject_to
 
 from amortize.program.autoguide import AutoDensity
 from amortize.program.data import Data
+from amortize.program.density import JointTerms
 from amortize.program.guide_runs import GuideRun, frozen_statistics
 from amortize.program.handlers import LogTerms, Record, Substitute
 from amortize.program.masks import redrawn
@@ -39,6 +40,8 @@ class Reach:
     ----------
     trained, batch, num_chains
         The program, N datapoints, and C.
+    scale_draws
+        Of the guide, for its moments where it does not state them.
 
     Attributes
     ----------
@@ -50,12 +53,14 @@ class Reach:
         As for ``Particles``; ``outside`` is known once ``terms`` has run.
     """
 
-    def __init__(self, trained: TrainedProgram, batch: Data, num_chains: int) -> None:
+    def __init__(
+        self, trained: TrainedProgram, batch: Data, num_chains: int, *, scale_draws: int = SCALE_DRAWS
+    ) -> None:
         self.trained, self.folded = trained, batch.fold(num_chains)
         self.run = trained.run_guide(batch)
         drawn = self.run.draw(num_chains, cut=False, pathwise=True)
         self.u = unconstrained(trained, self.folded, drawn.values)
-        self.loc, self.scale = moments(trained, self.run, batch)
+        self.loc, self.scale = moments(trained, self.run, batch, scale_draws)
         self.auxiliary, self.outside = drawn.auxiliary, drawn.auxiliary.new_zeros(())
         self.has_run = False
 
@@ -69,11 +74,14 @@ class Reach:
             terms = trained.log_joint.terms(self.folded, u=u)
         if not self.has_run:
             self.has_run, self.outside = True, terms.outside
-        if isinstance(self.run, AutoRun):
-            log_q = self.run.log_q(self.folded, {AutoRun.U: u})
-        else:
-            log_q = self.run.log_q(self.folded, terms.values) + terms.jacobian + trained.stand_ins(terms)
+        log_q = self.log_q(self.folded, u, terms)
         return log_q, terms.joint - log_q
+
+    def log_q(self, folded: Data, u: Tensor, terms: JointTerms) -> Tensor:
+        """Log q(u | x) (B,) of the batch folded any number of times, where the log joint at u (B, D) has ``terms``."""
+        if isinstance(self.run, AutoRun):
+            return self.run.log_q(folded, {AutoRun.U: u})
+        return self.run.log_q(folded, terms.values) + terms.jacobian + self.trained.stand_ins(terms)
 
 
 def unconstrained(trained: TrainedProgram, folded: Data, values: Mapping[str, Tensor]) -> Tensor:
@@ -94,7 +102,7 @@ def unconstrained(trained: TrainedProgram, folded: Data, values: Mapping[str, Te
     return torch.cat([trained.log_joint.like.new_zeros(folded.num_datapoints, 0), *rows], -1)
 
 
-def moments(trained: TrainedProgram, run: GuideRun, batch: Data) -> tuple[Tensor, Tensor]:
+def moments(trained: TrainedProgram, run: GuideRun, batch: Data, num_draws: int = SCALE_DRAWS) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (N, D) of the guide over u: its own where it states them, else of a few draws.
 
     Both are differentiable in its parameters, as they must be for the gradient of what depends on them: a guide that
@@ -107,9 +115,9 @@ def moments(trained: TrainedProgram, run: GuideRun, batch: Data) -> tuple[Tensor
         loc, scale = (unconstrained(trained, batch, values) for values in pairs)
         return loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
     with frozen_statistics(trained.program):
-        drawn = run.draw(SCALE_DRAWS, cut=False, pathwise=True)
-        u = unconstrained(trained, batch.fold(SCALE_DRAWS), drawn.values)
-    u = u.reshape(SCALE_DRAWS, batch.num_datapoints, -1)
+        drawn = run.draw(num_draws, cut=False, pathwise=True)
+        u = unconstrained(trained, batch.fold(num_draws), drawn.values)
+    u = u.reshape(num_draws, batch.num_datapoints, -1)
     variance = u.var(0)  # the root of 0 has no gradient
     usable = torch.isfinite(variance) & (variance > 0)
     return u.mean(0), torch.where(usable, variance, torch.ones_like(variance)).sqrt()

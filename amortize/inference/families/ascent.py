@@ -23,13 +23,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from amortize.inference.families.family import Fit, Parameters, Problem, Trace
+from amortize.inference.families.gaussian_ascent import STEPS_AHEAD, TRACE_SECONDS
 from amortize.inference.families.watch import Watch, chained
-from amortize.program.compile import Compiled
 from amortize.random import generator, stream_seed
 
 __all__ = ["Ascended", "Draw", "Drawn", "ascend"]
 
-SMALLEST_POOL = 16
 WINDOW, PATIENCE = 50, 2
 TOLERANCE = 0.01  # nats
 CHECKS = 16
@@ -125,10 +124,8 @@ class _Rows:
     best: Tensor
     first: Tensor
     second: Tensor
-    average: Tensor
     cuts: Tensor
     stale: Tensor
-    moves: Tensor
     steps: Tensor
     evaluated: Tensor
     lost: Tensor
@@ -136,9 +133,9 @@ class _Rows:
     @classmethod
     def of(cls, theta: Tensor) -> _Rows:
         """The state before the first step."""
-        wide = {name: torch.zeros_like(theta) for name in ("first", "second", "average")}
+        wide = {name: torch.zeros_like(theta) for name in ("first", "second")}
         zero = theta.new_zeros(len(theta), dtype=torch.long)
-        counts = {name: zero.clone() for name in ("cuts", "stale", "moves", "steps", "evaluated")}
+        counts = {name: zero.clone() for name in ("cuts", "stale", "steps", "evaluated")}
         return cls(theta.clone(), theta.clone(), **wide, **counts, lost=zero.bool())
 
     @property
@@ -161,24 +158,20 @@ class _Batch:
 
     def __init__(self, problem: Problem, draw: Draw, index: Tensor, theta: Tensor) -> None:
         self._draw, self._index = draw, index
-        gen = generator(problem.seed, "shapes", device=theta.device)
         with torch.no_grad():
-            u, again = (draw(theta, index, gen).u.flatten(0, 1) for _ in range(2))
-        self.num_draws = len(u) // len(index)
-        folded = problem.data.rows(index).fold(self.num_draws)
+            self.num_draws = len(draw(theta, index, generator(problem.seed, "size", device=theta.device)).u)
+        part = problem if len(index) == problem.data.num_datapoints else problem.rows(index)
+        if self.num_draws != problem.num_draws:
+            part = replace(part, num_draws=self.num_draws)
+        self._both, self._value = part.compiled, part.compiled_value
 
-        def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                u = u.detach().requires_grad_()
-                value = problem.log_joint.terms(folded, u=u).joint
-                (slope,) = torch.autograd.grad(value.sum(), u)
-            return value.detach(), slope.detach()
-
-        self._both = Compiled(value_and_gradient, (u,), (again,))
-        self._value = self._both.part((0,))
+    def worth_tracing(self, left: int) -> bool:
+        """Whether the steps ahead repay tracing the model for the ``left`` datapoints alone."""
+        stopped = 1 - left / len(self._index)
+        return stopped >= 0.5 and stopped * STEPS_AHEAD * self._both.estimated_seconds > TRACE_SECONDS
 
     def gradient(self, theta: Tensor, noise: torch.Generator) -> Tensor:
-        """Of the ELBO, (n, P), by one set of draws."""
+        """Of the ELBO, (n, P), by one set of draws; NaN where a draw's log joint is not finite."""
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             u, log_q, weight = self._draw(theta, self._index, noise)
@@ -186,11 +179,12 @@ class _Batch:
             log_p, slope = log_p.reshape(log_q.shape), slope.reshape(u.shape)
             path = (slope * u).sum(-1)
             if weight is None:
-                total = (path - log_q).sum() / len(u)
+                each = (path - log_q).mean(0)
             else:
-                total = (weight * (log_p - log_q) + weight.detach() * path).sum()
-            (slope,) = torch.autograd.grad(total, theta)
-        return slope
+                each = (weight * (log_p - log_q) + weight.detach() * path).sum(0)
+            (gradient,) = torch.autograd.grad(each.sum(), theta)
+        known = torch.isfinite(each + log_p.sum(0))
+        return torch.where(known.unsqueeze(-1), gradient, math.nan)
 
     @torch.no_grad()
     def elbo(self, theta: Tensor, noise: torch.Generator) -> Tensor:
@@ -219,12 +213,14 @@ class _Ascent:
             while step < num_steps and len(pool):
                 batch = _Batch(self.problem, self.draw, pool, whole.theta[pool])
                 rows, num_draws, before = whole.take(pool), batch.num_draws, step
-                enough = len(pool) // 2 if len(pool) > SMALLEST_POOL else 0
-                while step < num_steps and int(rows.active.sum()) > enough:
+                while step < num_steps:
                     window = min(WINDOW, num_steps - step)
                     rows, elbo = self._window(rows, batch, window, noise, step)
                     step += window
                     watch.look(pool, elbo, window * num_draws)
+                    left = int(rows.active.sum())
+                    if not left or batch.worth_tracing(left):
+                        break
                 whole.put(pool, rows)
                 pool = pool[rows.active]
                 bar.update(step - before)
@@ -236,49 +232,45 @@ class _Ascent:
     ) -> tuple[_Rows, Tensor]:
         """Some steps of all rows, and what they gained; with the ELBO of the best, (n,) nats."""
         late = window - window // 2
-        rows = replace(rows, average=torch.zeros_like(rows.theta), moves=torch.zeros_like(rows.moves))
+        average, moves = torch.zeros_like(rows.theta), torch.zeros_like(rows.steps)
+        rate = (self.rate * CUT ** rows.cuts.to(average) * rows.active).unsqueeze(-1)
         for number in range(window):
-            rows = self._step(rows, batch.gradient(rows.theta, noise))
+            moves += _step(rows, batch.gradient(rows.theta, noise), rate, step + number + 1)
             if number >= window - late:
-                rows = replace(rows, average=rows.average + rows.theta / late)
+                average.add_(rows.theta, alpha=1 / late)
+        taken = window * rows.active.long()
+        rows = replace(rows, steps=rows.steps + taken, evaluated=rows.evaluated + window)
         seed = stream_seed(self.problem.seed, "check", self.name, step)
-        new, old = (batch.elbo(theta, generator(seed, device=theta.device)) for theta in (rows.average, rows.best))
-        return _closed(rows, new, old), torch.maximum(_finite_mean(new), _finite_mean(old))
-
-    def _step(self, rows: _Rows, slope: Tensor) -> _Rows:
-        """One of Adam for each active row; a row whose gradient is not finite stays where it is."""
-        move = rows.active & torch.isfinite(slope).all(-1)
-        wide = move.unsqueeze(-1)
-        steps = rows.steps + rows.active.long()
-        first = torch.where(wide, DECAY_FIRST * rows.first + (1 - DECAY_FIRST) * slope, rows.first)
-        second = torch.where(wide, DECAY_SECOND * rows.second + (1 - DECAY_SECOND) * slope.square(), rows.second)
-        age = steps.clamp_min(1).unsqueeze(-1).to(slope)
-        size = first / (1 - DECAY_FIRST**age) / ((second / (1 - DECAY_SECOND**age)).sqrt() + EPSILON)
-        rate = self.rate * CUT ** rows.cuts.to(slope).unsqueeze(-1)
-        return replace(
-            rows,
-            theta=torch.where(wide, rows.theta + rate * size, rows.theta),
-            first=first,
-            second=second,
-            steps=steps,
-            moves=rows.moves + move.long(),
-            evaluated=rows.evaluated + 1,
-        )
+        new, old = (batch.elbo(theta, generator(seed, device=theta.device)) for theta in (average, rows.best))
+        return _closed(rows, average, moves, (new, old)), torch.maximum(_finite_mean(new), _finite_mean(old))
 
 
-def _closed(rows: _Rows, new: Tensor, old: Tensor) -> _Rows:
-    """Close a window, by (R, n) estimates of the average's ELBO and the best's.
+def _step(rows: _Rows, slope: Tensor, rate: Tensor, age: int) -> Tensor:
+    """The ``age``-th step of Adam, in place; a row whose gradient is not finite stays where it is. (n,) who moved."""
+    move = torch.isfinite(slope.sum(-1))
+    wide = move.unsqueeze(-1)
+    slope = torch.where(wide, slope, 0)
+    rows.first.lerp_(slope, 1 - DECAY_FIRST)
+    rows.second.mul_(DECAY_SECOND).addcmul_(slope, slope, value=1 - DECAY_SECOND)
+    root = rows.second.sqrt().mul_((1 - DECAY_SECOND**age) ** -0.5).add_(EPSILON)
+    rows.theta.add_(rows.first / root * torch.where(wide, rate / (1 - DECAY_FIRST**age), 0))
+    return move
+
+
+def _closed(rows: _Rows, average: Tensor, moves: Tensor, elbos: tuple[Tensor, Tensor]) -> _Rows:
+    """Close a window of so many moves (n,), by (R, n) estimates of the average's ELBO and the best's.
 
     The best gives way to a gain beyond tolerance and noise, or, with the rate cut, to any: small gains of single
     windows add up against the same best.
     """
+    new, old = elbos
     difference = new - old
     gain, noise = difference.mean(0), 2 * difference.std(0) / math.sqrt(len(difference))
     above = torch.isfinite(_finite_mean(new)) & ~(gain <= torch.clamp(noise, min=TOLERANCE))
     stale = torch.where(above, 0, rows.stale + 1)
     cut = rows.active & (stale >= PATIENCE)
     taken = rows.active & (above | (cut & (gain > 0)))
-    best = torch.where(taken.unsqueeze(-1), rows.average, rows.best)
+    best = torch.where(taken.unsqueeze(-1), average, rows.best)
     known = torch.isfinite(torch.maximum(_finite_mean(new), _finite_mean(old)))
     return replace(
         rows,
@@ -286,7 +278,7 @@ def _closed(rows: _Rows, new: Tensor, old: Tensor) -> _Rows:
         theta=torch.where(cut.unsqueeze(-1), best, rows.theta),
         cuts=rows.cuts + (cut & known).long(),
         stale=torch.where(cut, 0, stale),
-        lost=rows.lost | (rows.active & ((rows.moves == 0) | (cut & ~known))),
+        lost=rows.lost | (rows.active & ((moves == 0) | (cut & ~known))),
     )
 
 

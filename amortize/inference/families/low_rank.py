@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -38,9 +39,6 @@ class LowRankDensity(Density):
 
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor) -> None:
         self.loc, self.scale, self.factor = loc, scale, factor
-        self._thin = factor / scale.unsqueeze(-1)
-        self._capacity, broken = torch.linalg.cholesky_ex(_capacity(self._thin))
-        self._broken = broken > 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,14 +66,20 @@ class LowRankDensity(Density):
     def log_density(self, u: Tensor) -> Tensor:
         """Log q at u (S, N, D): (S, N), by the Woodbury identity; NaN where the covariance is not positive definite."""
         white = (u - self.loc) / self.scale
-        along = torch.einsum("nir,sni->nrs", self._thin, white)
-        inside = torch.linalg.solve_triangular(self._capacity, along, upper=False).square().sum(1).T
-        result: Tensor = -0.5 * (white.square().sum(-1) - inside) + self._log_norm()
-        return result.masked_fill(self._broken, math.nan)
+        thin, root, broken = self._inside
+        along = torch.einsum("nir,sni->nrs", thin, white)
+        inside = torch.linalg.solve_triangular(root, along, upper=False).square().sum(1).T
+        log_det = self.scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_norm = -log_det - 0.5 * u.shape[-1] * math.log(2 * math.pi)
+        result: Tensor = -0.5 * (white.square().sum(-1) - inside) + log_norm
+        return result.masked_fill(broken, math.nan)
 
-    def _log_norm(self) -> Tensor:
-        log_det: Tensor = self.scale.log().sum(-1) + self._capacity.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
+    @cached_property
+    def _inside(self) -> tuple[Tensor, Tensor, Tensor]:
+        """V / d (N, D, R), the Cholesky factor of I + V^T diag(d^-2) V (N, R, R), and whether there is none (N,)."""
+        thin = self.factor / self.scale.unsqueeze(-1)
+        root, info = torch.linalg.cholesky_ex(_capacity(thin))
+        return thin, root, info > 0
 
 
 @dataclass(frozen=True)

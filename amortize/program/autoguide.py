@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Normal
-from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoLowRankMultivariateNormal
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -112,6 +112,12 @@ class AutoDensity(GuideDensity):
             return "mean-field"
         only = self.parts[0].guide if len(self.parts) == 1 else None
         return "full-covariance" if isinstance(only, GAUSSIAN) else None
+
+    @property
+    def rank(self) -> int | None:
+        """Directions beside the diagonal of a low-rank guide; None of others."""
+        only = self.parts[0].guide
+        return int(only.rank) if len(self.parts) == 1 and isinstance(only, AutoLowRankMultivariateNormal) else None
 
     def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values by site and log q(z | x) (B,), without Jacobian; draws from the global generators."""

@@ -45,7 +45,7 @@ BAD_KHAT = 0.7
 """Pareto k-hat above which importance weights from the guide are useless (Vehtari et al. 2024)."""
 
 
-GAUSSIAN = ("elbo_mean_field", "elbo_low_rank", "elbo_full_covariance")
+GAUSSIAN = ("elbo_laplace", "elbo_mean_field", "elbo_low_rank", "elbo_full_covariance")
 """Columns of the families that are Gaussian in u."""
 
 

@@ -16,7 +16,8 @@ from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto
 from amortize.inference.evidence import evidence as measure_evidence
 from amortize.inference.families.family import Family
-from amortize.inference.families.registry import make_family
+from amortize.inference.families.low_rank import LowRank
+from amortize.inference.families.registry import family_of, make_family
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import fit_local
@@ -28,10 +29,11 @@ from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.random import check_seed, generator
 from amortize.study.cost import TrainingCost
-from amortize.study.guide_family import guide_family as find_guide_family
+from amortize.study.guide_family import GuideFamily, read_guide_family
 from amortize.study.latents import latents
 from amortize.study.ledger import BOUNDLESS, Extras, Ledger, ledger_from, summarise
 from amortize.study.probes import probe
+from amortize.study.second_start import measure_twice
 from amortize.study.tower import by_richness
 
 __all__ = ["Ledger", "gaps", "guide_treatment", "ledger_from", "summarise", "training_rows", "unaided_family"]
@@ -43,7 +45,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     program: Program,
     x: Any,
     *,
-    families: Sequence[str | Family] = FAMILIES,
+    families: Sequence[str | Family] | None = None,
     x_train: Any = None,
     labels: Any = None,
     fitted: Fitted | None = None,
@@ -62,7 +64,8 @@ def gaps(  # noqa: PLR0913 (the public face)
         Data, N datapoints, which the guide should not have been trained on.
     families
         Families to fit to each datapoint by itself, names or settings; without the guide's own, the best of them
-        stands in for it.
+        stands in for it. None takes mean field and full covariance, and low rank for a guide of that family;
+        "low-rank" by name takes the guide's rank.
     x_train
         What the guide was trained on. The gaps are measured on as many of these datapoints too (drawn by the seed),
         and where an encoder is to blame a copy of the guide is trained on for a while: the program stays as it is.
@@ -113,7 +116,7 @@ class _Run:
     """How a ledger is measured."""
 
     program: Program
-    families: dict[str, Family]
+    families: dict[str, Family] | None
     method: Method
     num_draws: int
     seed: int
@@ -121,9 +124,9 @@ class _Run:
 
     def ledger(self, data: Data, extras: Extras, fitted: Fitted | None = None) -> Ledger:
         """The ledger of these data, without the clues of probes."""
-        program, families = self.program, self.families
+        program = self.program
         options: dict[str, Any] = {"seed": self.seed, "device": self.device}
-        own = find_guide_family(program, data)
+        own = read_guide_family(program, data)
         importance = measure_evidence(
             program,
             data,
@@ -133,12 +136,13 @@ class _Run:
             **options,
         )
         all_discrete = not program.structure(data).dim
-        families = {} if all_discrete else families  # there is none to fit
+        families = {} if all_discrete else _with_rank(self.families, own)  # there is none to fit
         local = {name: fit_local(program, data, family=family, **options) for name, family in families.items()}
-        measured = measure_evidence(program, data, method=self.method, **options)
+        measured, multimodal = measure_twice(program, data, method=self.method, **options)
         extras = replace(
             extras,
             latents=latents(program, data, seed=self.seed),
+            multimodal=multimodal,
             training=TrainingCost.of(fitted, program, data, seed=self.seed),
         )
         settings = {
@@ -150,7 +154,7 @@ class _Run:
             measured,
             importance,
             local,
-            guide_family=own,
+            guide_family=own.name,
             settings=settings,
             all_discrete=all_discrete,
             extras=extras,
@@ -162,8 +166,10 @@ class _Run:
         name = unaided_family(ledger)
         if name is None:
             return ledger
-        family = self.families[name]
-        fit = fit_local(self.program, data, family=family, init="prior", seed=self.seed, device=self.device)
+        family = ledger.local[name].family_settings
+        fit = fit_local(
+            self.program, data, family=family_of(name, family), init="prior", seed=self.seed, device=self.device
+        )
         return ledger.with_unaided({name: fit})
 
 
@@ -199,14 +205,24 @@ def _method(method: Method | str | None) -> Method:
     return made
 
 
-def _families(families: Sequence[str | Family]) -> dict[str, Family]:
-    """Settings by name, from poor to rich.
+def _with_rank(families: dict[str, Family] | None, own: GuideFamily) -> dict[str, Family]:
+    """Those to fit, low rank with the guide's rank where none was asked for."""
+    chosen = {name: make_family(name) for name in FAMILIES} if families is None else families
+    if own.rank is not None and (families is None or chosen.get("low-rank") == LowRank()):
+        chosen = {**chosen, "low-rank": LowRank(rank=own.rank)}
+    return {name: chosen[name] for name in by_richness(chosen)}
+
+
+def _families(families: Sequence[str | Family] | None) -> dict[str, Family] | None:
+    """Settings by name.
 
     Raises
     ------
     ArgumentError
         If there is none of that name, two have the same, or one has no ELBO.
     """
+    if families is None:
+        return None
     if not isinstance(families, (tuple, list)):
         raise ArgumentError(f"families: expected a tuple of different names, as in ('mean-field',), got {families!r}")
     made = [make_family(family) for family in families]
@@ -219,5 +235,4 @@ def _families(families: Sequence[str | Family]) -> dict[str, Family]:
                 f"families: {name!r} posteriors have no density, hence no ELBO to compare; leave them out, and look at "
                 f"am.fit_local(..., family={name!r}) by itself"
             )
-    by_name = dict(zip(names, made, strict=True))
-    return {name: by_name[name] for name in by_richness(names)}
+    return dict(zip(names, made, strict=True))

@@ -2,7 +2,8 @@
 
 The families are those of local posteriors: Gaussians over u, the model's unconstrained coordinates. A guide
 is in one of them if each of its sites is a Gaussian pushed through the model's own map from u to the site's
-support, whose mean and scale don't depend on other sites.
+support, whose mean and scale don't depend on other sites; automatic guides say themselves. A diagonal and D - 1
+directions reach every covariance of D latents, so that low rank means fewer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import IndependentTransform
 
+from amortize.program.auto_guide import EncoderGuide
 from amortize.program.autoguide import AutoDensity
 from amortize.program.data import Data
 from amortize.program.guide import TracedGuide
@@ -34,10 +36,17 @@ from amortize.program.handlers import Record, unvalidated
 from amortize.program.program import Program
 from amortize.random import pyro_rng
 
-__all__ = ["guide_family"]
+__all__ = ["GuideFamily", "guide_family", "read_guide_family"]
 
 _HEAD = 3
 _DRAWS = 2
+
+
+class GuideFamily(NamedTuple):
+    """The name of a guide's family, None where it is none of those of local posteriors; the rank of "low-rank"."""
+
+    name: str | None
+    rank: int | None = None
 
 
 class _Gaussian(NamedTuple):
@@ -60,8 +69,8 @@ def guide_family(program: Program, x: Any) -> str | None:
     Returns
     -------
     str or None
-        "mean-field" if every site is a diagonal Gaussian and they are independent; "full-covariance" if one
-        site with a multivariate Gaussian (low rank included) is all there is; None otherwise.
+        "mean-field" if every site is a diagonal Gaussian and they are independent; "low-rank" or "full-covariance" if
+        one site with a multivariate Gaussian is all there is; None otherwise.
 
     Raises
     ------
@@ -76,25 +85,51 @@ def guide_family(program: Program, x: Any) -> str | None:
     >>> guide_family(model.program("linear"), x), guide_family(model.program("exact"), x)
     ('mean-field', 'full-covariance')
     """
+    return read_guide_family(program, x).name
+
+
+def read_guide_family(program: Program, x: Any) -> GuideFamily:
+    """The same, with the rank of a low-rank guide."""
     data = program.prepare(x)
     with program.evaluating():
         guide = program.guide_density(data)
         if isinstance(guide, AutoDensity):
-            return guide.family
+            return _of_autoguide(guide)
         if isinstance(guide, TracedGuide) and any(site.discrete for site in guide.sites.values()):
-            return None  # over u it is a mixture
+            return GuideFamily(None)  # over u it is a mixture
+        function = None if program.guide is None else program.guide.function
+        if isinstance(function, EncoderGuide):
+            return _of_encoder(function, guide.log_joint.dim)
         sites = {name: guide.log_joint.structure.sites[name] for name in guide.log_joint.structure.continuous}
         head = data.rows(slice(0, min(data.num_datapoints, _HEAD)))
         draws = [_gaussian_sites(program, sites, head, number) for number in range(_DRAWS)]
     if any(sites is None for sites in draws):
-        return None
+        return GuideFamily(None)
     first, second = (sites for sites in draws if sites is not None)
     if not all(_same(first[name], second[name]) for name in first):
-        return None  # a site's mean or scale depends on another site's value
+        return GuideFamily(None)  # a site's mean or scale depends on another site's value
     if all(isinstance(site.base, Normal) for site in first.values()):
-        return "mean-field"
-    only = next(iter(first.values())).base
-    return "full-covariance" if len(first) == 1 and only.event_shape.numel() == guide.log_joint.dim else None
+        return GuideFamily("mean-field")
+    only, dim = next(iter(first.values())).base, guide.log_joint.dim
+    if len(first) > 1 or only.event_shape.numel() != dim:
+        return GuideFamily(None)
+    return _of_rank(only.cov_factor.shape[-1] if isinstance(only, LowRankMultivariateNormal) else dim, dim)
+
+
+def _of_rank(rank: int, dim: int) -> GuideFamily:
+    """Gaussians with a diagonal and so many directions beside it."""
+    return GuideFamily("low-rank", rank) if rank < dim - 1 else GuideFamily("full-covariance")
+
+
+def _of_autoguide(guide: AutoDensity) -> GuideFamily:
+    return GuideFamily(guide.family) if guide.rank is None else _of_rank(guide.rank, guide.log_joint.dim)
+
+
+def _of_encoder(guide: EncoderGuide, dim: int) -> GuideFamily:
+    """What an automatic guide was made as; flows are none of the local ones, whose networks differ."""
+    if guide.encoder is None or guide.family not in ("mean-field", "low-rank", "full-covariance"):
+        return GuideFamily(None)
+    return _of_rank(guide.encoder.rank, dim) if guide.family == "low-rank" else GuideFamily(guide.family)
 
 
 def _gaussian_sites(program: Program, sites: Mapping[str, Any], head: Data, number: int) -> dict[str, _Gaussian] | None:

@@ -11,6 +11,7 @@ datapoint. Letters: S draws, N datapoints, D latents, K looks at a fit on its wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -203,6 +204,8 @@ class Extras:
     ----------
     latents, labels, train, unaided
         As the ledger's.
+    multimodal
+        Share of datapoints with several modes, where that was looked at.
     training
         What the guide's training took.
     """
@@ -211,6 +214,7 @@ class Extras:
     labels: Any = None
     train: Ledger | None = None
     unaided: Mapping[str, LocalPart] = field(default_factory=dict)
+    multimodal: float = math.nan
     training: TrainingCost | None = None
 
 
@@ -285,7 +289,7 @@ def ledger_from(  # noqa: PLR0913 (a part each)
         unaided=dict(extras.unaided),
         training=extras.training,
     )
-    return ledger.with_clues(_of_splits(ledger.splits))
+    return ledger.with_clues(replace(_of_splits(ledger.splits), multimodal=extras.multimodal))
 
 
 def _of_splits(splits: pd.DataFrame | None) -> Clues:

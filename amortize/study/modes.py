@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from amortize.inference.families.family import Problem
 from amortize.inference.starts import GuideStart, PriorStart
 from amortize.program.data import Data
 from amortize.program.density import LogJoint
@@ -24,7 +25,7 @@ from amortize.random import stream_seed
 __all__ = ["share_multimodal"]
 
 MOST_DATAPOINTS = 64
-NUM_STARTS = 24
+NUM_STARTS = 16
 NUM_STEPS = 300
 RATE = 0.1
 """First step of an ascent, as a share of the prior's scale."""
@@ -48,7 +49,8 @@ def share_multimodal(program: Program, data: Data, *, seed: int) -> float:
     with program.evaluating():
         log_joint = program.log_joint(picked)
         starts = _starts(program, log_joint, picked, seed)
-        ends, height = _ascended(log_joint, picked, starts)
+        problem = Problem(log_joint, PriorStart(log_joint), picked, len(starts), NUM_STEPS, seed)
+        ends, height = _ascended(problem, starts)
         return float(_has_several(log_joint, picked, ends, height).double().mean())
 
 
@@ -63,21 +65,19 @@ def _starts(program: Program, log_joint: LogJoint, data: Data, seed: int) -> Ten
     return torch.cat([u.reshape(count, data.num_datapoints, -1) for u in draws])
 
 
-def _ascended(log_joint: LogJoint, data: Data, starts: Tensor) -> tuple[Tensor, Tensor]:
+def _ascended(problem: Problem, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Where ascents end, (M, n, D), and the log joint there (M, n); -inf where an ascent was lost."""
-    folded = data.fold(len(starts))
     scale = starts.flatten(0, 1).std(0).nan_to_num(1.0).clamp(min=1e-6)
-    white = (starts / scale).flatten(0, 1).detach().clone().requires_grad_()
+    white = (starts / scale).flatten(0, 1)
     optimiser = torch.optim.Adam([white], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, NUM_STEPS, eta_min=0.01 * RATE)
     for _ in range(NUM_STEPS):
-        joint = log_joint.terms(folded, u=white * scale).joint
-        (slope,) = torch.autograd.grad(joint[torch.isfinite(joint)].sum(), white)
-        white.grad = -slope.nan_to_num(0.0)
+        slope = problem.compiled(white * scale)[1]
+        white.grad = -(slope * scale).nan_to_num(0.0, 0.0, 0.0)
         optimiser.step()
         schedule.step()
-    ends = (white.detach() * scale).reshape(starts.shape)
-    return ends, _heights(log_joint, data, ends)
+    ends = (white * scale).reshape(starts.shape)
+    return ends, _heights(problem.log_joint, problem.data, ends)
 
 
 def _has_several(log_joint: LogJoint, data: Data, ends: Tensor, height: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _has_several(log_joint: LogJoint, data: Data, ends: Tensor, height: Tensor) 
     best, best_height = ends[top, rows], height[top, rows]
     share = torch.linspace(0, 1, ON_A_LINE, dtype=ends.dtype, device=ends.device)[1:-1]
     several = torch.zeros_like(best_height, dtype=torch.bool)
-    for end, level in zip(ends, height, strict=True):  # one start at a time: a line is many points
+    for end, level in zip(ends, height, strict=True):  # one end at a time: a line is many points
         line = best + share[:, None, None] * (end - best)
         lowest = _heights(log_joint, data, line).amin(0)
         several |= (lowest < torch.minimum(level, best_height) - DIP) & (level > best_height - LEVEL)

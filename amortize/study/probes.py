@@ -5,6 +5,7 @@ Neither leaves a trace in the program. All in nats. Letters: N datapoints, S dra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,7 +52,7 @@ def probe(ledger: Ledger, program: Program, data: Data, *, x_train: Any = None, 
     own = ledger.guide_family if ledger.guide_family in ledger.local else None
     verdict = examine(ledger.table, reference=own).verdict
     clues, seed = ledger.clues, stream_seed(check_seed(seed), "probe")
-    if verdict == "approximation" and ledger.cause != "correlated-posterior":
+    if verdict == "approximation" and ledger.cause != "correlated-posterior" and math.isnan(clues.multimodal):
         return replace(clues, multimodal=share_multimodal(program, data, seed=seed))
     if verdict == "amortization" and x_train is not None and ledger.cause != "overfitted-encoder":
         won = continue_training(program, data, x_train, seed=seed)

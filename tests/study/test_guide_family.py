@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+import amortize as am
 from amortize.errors import ContractError
 from amortize.program.program import Program
-from amortize.study.guide_family import _as_gaussian, guide_family
+from amortize.study.guide_family import _as_gaussian, guide_family, read_guide_family
 
 X = torch.linspace(-1.0, 1.0, 5)
 EYE = torch.eye(2)
@@ -151,3 +152,29 @@ def test_looking_at_a_guide_leaves_the_generators_alone():
     before = torch.get_rng_state()
     assert guide_family(Program(model, guide), X) == "mean-field"
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def low_rank(rank: int):
+    loc = torch.zeros(4)
+    return lambda x: dist.LowRankMultivariateNormal(x.unsqueeze(-1) + loc, torch.ones(4, rank), torch.ones(4))
+
+
+@pytest.mark.parametrize(("rank", "family"), [(1, "low-rank"), (2, "low-rank"), (3, "full-covariance")])
+def test_a_low_rank_that_reaches_every_covariance_is_a_full_one(rank, family):
+    found = read_guide_family(program(dist.Normal(torch.zeros(4), 1.0).to_event(1), low_rank(rank)), X)
+    assert found == (family, rank if family == "low-rank" else None)
+
+
+@pytest.mark.parametrize("family", ["mean-field", "low-rank", "full-covariance", "iaf"])
+def test_an_automatic_guide_says_what_it_is(family):
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(11), 1.0).to_event(1))
+            scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.sum(-1), scale), obs=x)
+
+    guide = am.auto_guide(model, X, family=family, hidden=(4,))
+    assert guide.encoder is not None
+    found = read_guide_family(Program(model, guide), X)
+    assert found.name == (None if family == "iaf" else family)
+    assert found.rank == (guide.encoder.rank if family == "low-rank" else None)

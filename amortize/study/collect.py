@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from amortize.inference.fitted import Fitted
-from amortize.inference.local import LocalPosterior
 from amortize.inference.sandwich import Sandwich
 from amortize.report import report
 from amortize.report.files import write_tree
 from amortize.report.tree import to_datatree
 from amortize.study.code_hash import package_hash
 from amortize.study.gaps import Ledger
+from amortize.study.ledger_stages import measure, study_ledger
 from amortize.study.pipeline import Pipeline
 from amortize.study.prepare import Prepared
 from amortize.study.spec import Study
@@ -80,15 +80,13 @@ def pipeline_of(
 def collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
     """Run all stages, and put the tree together."""
     fitted = pipeline.fit()
-    local: dict[str, LocalPosterior] = {family: pipeline.local(family) for family in pipeline.families}
-    importance = pipeline.importance()
-    measured = pipeline.evidence(importance)
+    measured = measure(pipeline, pipeline.evaluated)
     sandwich = pipeline.sandwich()
-    ledger = pipeline.ledger(measured, importance, local)
-    groups = _grouped(pipeline.draws(local))
+    ledger = study_ledger(pipeline, measured, fitted)
+    groups = _grouped(pipeline.draws(measured.local))
     tree = to_datatree(
         groups.pop("posterior"),
-        evidence=measured,
+        evidence=measured.evidence,
         sandwich=sandwich,
         ledger=ledger,
         history=None if fitted is None else fitted.history,

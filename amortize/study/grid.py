@@ -24,7 +24,7 @@ from amortize.study.display import display, threads
 from amortize.study.grid_document import grid_document
 from amortize.study.grid_spec import Cell, cells_of
 from amortize.study.grid_table import CellResult, means_of, paired_of, table_of
-from amortize.study.methods import method_of, objective_of
+from amortize.study.methods import require_settings
 from amortize.study.prepare import prepare
 from amortize.study.spec import Study
 from amortize.study.store import CELLS, OUTPUTS, RunStore, StoreError, atomic_path, writing
@@ -179,8 +179,7 @@ def _check(cells: Sequence[Cell]) -> None:
         facts: list[Any] = [study.program.model_dump(), study.data.model_dump(), study.device, study.fit.validation]
         key = json.dumps([*facts, study.evidence.method, study.evidence.start], sort_keys=True, default=str)
         try:
-            method_of(study.evidence)
-            objective_of(study.fit)
+            require_settings(study)
             if key not in tried:
                 prepare(study)
         except AmortizeError as error:

@@ -55,7 +55,7 @@ def _row(cell: CellResult) -> dict[str, Any]:
 def num_failed(summary: pd.DataFrame) -> int:
     """How many datapoints lack the gap that everything rests on, or where there is none log p(x)."""
     name = gap_name(summary.index)
-    return int(summary.loc[name if name in summary.index else "log_evidence", "num_failed"])
+    return int(summary["num_failed"].to_dict()[name if name in summary.index else "log_evidence"])
 
 
 def means_of(table: pd.DataFrame, axes: Axes, seeds: Sequence[str]) -> pd.DataFrame:

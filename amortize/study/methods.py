@@ -6,11 +6,14 @@ What a study leaves out takes the default of the method itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from amortize.errors import ArgumentError, SpecError
 from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto
+from amortize.inference.families.family import Family
+from amortize.inference.families.registry import make_family
 from amortize.inference.hmc import HMC
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.kernels import Kernel
@@ -23,8 +26,14 @@ from amortize.inference.smc import SMC
 from amortize.inference.ula import ULA
 from amortize.study.evidence_spec import TAKES, EvidenceSpec
 from amortize.study.fit_spec import FitSpec
+from amortize.study.local_spec import LocalSpec
+from amortize.study.toml import near_matches
+from amortize.study.tower import by_richness
 
-__all__ = ["KERNELS", "METHODS", "method_of", "objective_of"]
+if TYPE_CHECKING:
+    from amortize.study.spec import Study
+
+__all__ = ["KERNELS", "METHODS", "families_of", "method_of", "objective_of", "require_settings"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ais": AIS,
@@ -88,3 +97,47 @@ def objective_of(spec: FitSpec) -> str | Objective:
         return make(**{name: value for name, value in given.items() if value is not None})
     except ArgumentError as error:
         raise SpecError(f"fit: {error}") from None
+
+
+def families_of(spec: LocalSpec) -> dict[str, Family]:
+    """Settings of the families of local posteriors that a study asks for, from poor to rich.
+
+    Raises
+    ------
+    SpecError
+        A family takes no such setting, or refuses its value.
+
+    Examples
+    --------
+    >>> families_of(LocalSpec(families=("full-covariance", "low-rank"), settings={"low-rank": {"rank": 3}}))
+    {'low-rank': LowRank(rank=3), 'full-covariance': FullCovariance()}
+    """
+    made = {}
+    for name in by_richness(spec.families):
+        given = spec.settings.get(name, {})
+        family = make_family(name)
+        known = [field.name for field in fields(family)]
+        for key in given:
+            if key not in known:
+                raise SpecError(
+                    f"local.settings.{name}: no setting {key!r}{near_matches(key, known)}."
+                    f" It takes: {', '.join(known) or 'nothing'}"
+                )
+        try:
+            made[name] = type(family).of({**family.settings(), **given})
+        except ArgumentError as error:
+            raise SpecError(f"local.settings.{name}: {error}") from None
+    return made
+
+
+def require_settings(study: Study) -> None:
+    """Make what a study names, so that settings that are refused are known before anything is loaded.
+
+    Raises
+    ------
+    SpecError
+        A method, an objective or a family refuses a setting.
+    """
+    method_of(study.evidence)
+    objective_of(study.fit)
+    families_of(study.local)

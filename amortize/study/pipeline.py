@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from amortize.data import data_hash
 from amortize.errors import AmortizeWarning
 from amortize.inference.bdmc import bdmc
 from amortize.inference.evidence import Evidence, evidence
+from amortize.inference.families.family import Family
 from amortize.inference.fitted import Fitted, load
 from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import LocalPosterior, fit_local
@@ -29,17 +29,24 @@ from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
 from amortize.random import stream_seed
 from amortize.study.dynamic import redrawing
-from amortize.study.gaps import Ledger, guide_treatment, ledger_from
-from amortize.study.guide_family import guide_family
-from amortize.study.methods import method_of, objective_of
+from amortize.study.gaps import guide_treatment
+from amortize.study.methods import families_of, method_of, objective_of
 from amortize.study.prepare import Prepared, observed
 from amortize.study.spec import Study
 from amortize.study.stages import Codec, Stages, arrays_codec, dataclass_codec
 
-__all__ = ["Pipeline"]
+__all__ = ["Part", "Pipeline", "data_hash_of"]
 
 NESTED = {"path": AnnealingPath, "simulated": SimulatedError, "simulated.sandwich": Sandwich}
+SAME_IN_ONE_DIMENSION = ("low-rank", "full-covariance")
 SIMULATED = (None,)  # simulated data aren't kept: the seed gives them again
+
+
+class Part(NamedTuple):
+    """Datapoints that stages run on, and the beginning of those stages' names."""
+
+    prefix: str
+    data: Data
 
 
 class Pipeline:
@@ -58,12 +65,20 @@ class Pipeline:
     def __init__(self, study: Study, prepared: Prepared, stages: Stages, progress: bool | None) -> None:
         self.study, self.prepared, self.stages, self.progress = study, prepared, stages, progress
         self.program, self.data = prepared.program, prepared.evaluated
+        self.evaluated = Part("", prepared.evaluated)
 
     @property
-    def families(self) -> tuple[str, ...]:
-        """The families to fit: none where all is discrete; one in one dimension, where full covariance is no other."""
-        families = tuple(self.study.local.families) if self.program.dim(self.data) > 0 else ()
-        return ("mean-field",) if "mean-field" in families and self._one_dimensional else families
+    def families(self) -> dict[str, Family]:
+        """The families to fit, from poor to rich: none where all is discrete; in one dimension each Gaussian once."""
+        families = families_of(self.study.local) if self.program.dim(self.data) > 0 else {}
+        return {name: family for name, family in families.items() if name not in self.left_out}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Families that are no other than mean-field in one dimension."""
+        if not self._one_dimensional or "mean-field" not in self.study.local.families:
+            return ()
+        return tuple(name for name in self.study.local.families if name in SAME_IN_ONE_DIMENSION)
 
     @property
     def _one_dimensional(self) -> bool:
@@ -101,7 +116,7 @@ class Pipeline:
                     self.prepared.train,
                     objective=objective_of(spec),
                     num_steps=spec.num_steps,
-                    seed=self._seed("fit"),
+                    seed=self.seed("fit"),
                     device=self.study.device,
                     training=training,
                 )
@@ -115,47 +130,49 @@ class Pipeline:
         parts = (self.prepared.train, self.prepared.validation)
         inputs: dict[str, Any] = {
             "fit": spec.model_dump(),
-            "data": [None if part is None else _hash(part) for part in parts],
+            "data": [None if part is None else data_hash_of(part) for part in parts],
         }
         if self.prepared.split.dynamic is not None:
             inputs["dynamic"] = data_hash(self.prepared.split.dynamic[1])
         return self.stages.run("fit", self._seeded("fit", inputs), codec, train)
 
-    def local(self, family: str) -> LocalPosterior:
-        """Posteriors of one family, fitted to each evaluated datapoint by itself."""
-        spec = self.study.local
-        name = f"local {family}"
-        codec = dataclass_codec(LocalPosterior, live={"program": self.program, "data": self.data})
+    def local(self, family: Family, part: Part | None = None, *, init: str | None = None) -> LocalPosterior:
+        """Posteriors of one family, fitted to each datapoint of a part (the evaluated one) by itself."""
+        part, spec = part or self.evaluated, self.study.local
+        name = f"{part.prefix}local {family.name}{'' if init is None else f' from the {init}'}"
+        codec = dataclass_codec(LocalPosterior, live={"program": self.program, "data": part.data})
+        inputs: dict[str, Any] = {"num_draws": spec.num_draws, "num_steps": spec.num_steps}
         return self.stages.run(
             name,
-            self._evaluating(name, {"num_draws": spec.num_draws, "num_steps": spec.num_steps}),
+            self.depends(name, {**inputs, "family": family.settings(), "init": init}, part),
             codec,
             lambda: fit_local(
                 self.program,
-                self.data,
+                part.data,
                 family=family,
-                num_draws=spec.num_draws,
-                num_steps=spec.num_steps,
-                seed=self._seed(name),
+                init=init,
+                **inputs,
+                seed=self.seed(name),
                 device=self.study.device,
             ),
         )
 
-    def importance(self) -> Evidence | None:
+    def importance(self, part: Part | None = None) -> Evidence | None:
         """Importance weights of the guide's draws: its ELBO, k-hat and effective sample size; None without a guide."""
         if self.program.guide is None:
             return None
         method = ImportanceSampling(self.study.evidence.num_draws)
-        return self._measure("guide", method, "guide", discrete=guide_treatment(self.program, self.data))
+        discrete = guide_treatment(self.program, self.data)
+        return self._measure("guide", method, "guide", part or self.evaluated, discrete=discrete)
 
-    def evidence(self, importance: Evidence | None) -> Evidence:
-        """Log p(x) of each evaluated datapoint, as the spec says."""
+    def evidence(self, importance: Evidence | None, part: Part | None = None) -> Evidence:
+        """Log p(x) of each datapoint of a part (the evaluated one), as the spec says."""
         spec = self.study.evidence
         same = spec.method == "importance" and spec.error == "monte-carlo" and spec.start != "prior"
         if same and guide_treatment(self.program, self.data) is None:
             assert importance is not None  # prepare refuses importance sampling without a guide
             return importance
-        return self._measure("evidence", method_of(spec), spec.start, error=spec.error)
+        return self._measure("evidence", method_of(spec), spec.start, part or self.evaluated, error=spec.error)
 
     def sandwich(self) -> Sandwich | None:
         """Both sides of log p(x) on data simulated from the model in the shape of those evaluated, if asked for."""
@@ -170,7 +187,7 @@ class Pipeline:
                 self.data,
                 method=method,
                 start=spec.start,
-                seed=self._seed("sandwich"),
+                seed=self.seed("sandwich"),
                 device=self.study.device,
             )
             if sides.interrupted:
@@ -181,18 +198,19 @@ class Pipeline:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "stopped after", AmortizeWarning)
             codec = dataclass_codec(Sandwich, live={"data": SIMULATED})
-            return self.stages.run("sandwich", self._evaluating("sandwich", settings), codec, compute)
+            return self.stages.run("sandwich", self.depends("sandwich", settings), codec, compute)
 
-    def _measure(self, name: str, method: Method, start: str | None, **options: Any) -> Evidence:
+    def _measure(self, name: str, method: Method, start: str | None, part: Part, **options: Any) -> Evidence:
         settings = {"method": type(method).__name__, **method.settings(), "start": start, **options}
+        name = f"{part.prefix}{name}"
 
         def compute() -> Evidence:
             measured = evidence(
                 self.program,
-                self.data,
+                part.data,
                 method=method,
                 start=start,
-                seed=self._seed(name),
+                seed=self.seed(name),
                 device=self.study.device,
                 **options,
             )
@@ -203,38 +221,14 @@ class Pipeline:
         codec = dataclass_codec(Evidence, nested=NESTED, live={"simulated.sandwich.data": SIMULATED})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "stopped after", AmortizeWarning)
-            return self.stages.run(name, self._evaluating(name, settings), codec, compute)
-
-    def ledger(self, measured: Evidence, importance: Evidence | None, local: Mapping[str, LocalPosterior]) -> Ledger:
-        """The gaps, its rows named by the datapoints' places in the source."""
-        method = method_of(self.study.evidence)
-        settings = {
-            "method": {"name": type(method).__name__, **method.settings()},
-            "num_draws": self.study.evidence.num_draws,
-            "seed": self.study.seed,
-            "device": self.study.device,
-        }
-        if 0 < len(local) < len(self.study.local.families):
-            settings["left_out"] = "full-covariance, in one dimension the same as mean-field"
-        family = None if importance is None or not local else guide_family(self.program, self.data)
-        if family is not None and family not in local and self._one_dimensional and "mean-field" in local:
-            family = "mean-field" if family == "full-covariance" else family
-        ledger = ledger_from(
-            measured,
-            importance,
-            local,
-            guide_family=family,
-            settings=settings,
-            all_discrete=not self.program.dim(self.data),
-        )
-        return replace(ledger, table=ledger.table.set_axis(self.prepared.split.rows, axis=0).rename_axis("datapoint"))
+            return self.stages.run(name, self.depends(name, settings, part), codec, compute)
 
     def draws(self, local: Mapping[str, LocalPosterior]) -> dict[str, NDArray[Any]]:
         """What the page and ArviZ show, as ``group/site``: posterior draws, reconstructions, draws of the model."""
         num_draws = self.study.report.num_draws
 
         def compute() -> dict[str, NDArray[Any]]:
-            seed, device = self._seed("draws"), self.study.device
+            seed, device = self.seed("draws"), self.study.device
             if self.program.guide is None:  # the richest of the fitted posteriors stands in for it
                 own = list(local.values())[-1].draws(num_draws, seed=seed)
             else:
@@ -250,29 +244,32 @@ class Pipeline:
                 groups["reconstruction"] = self.program.reconstruct(self.data, seed=seed)
             return {f"{group}/{site}": array for group, sites in groups.items() for site, array in sites.items()}
 
-        source = self.study.local.model_dump() if self.program.guide is None else "guide"
-        inputs = self._evaluating("draws", {"num_draws": num_draws, "source": source})
+        source: Any = "guide"
+        if self.program.guide is None:
+            source = {name: part.settings | part.family_settings for name, part in local.items()}
+        inputs = self.depends("draws", {"num_draws": num_draws, "source": source})
         return self.stages.run("draws", inputs, arrays_codec(), compute)
 
-    def _seed(self, name: str) -> int:
+    def seed(self, name: str) -> int:
         """The stage's own seed."""
         return stream_seed(self.study.seed, "study", name)
 
     def _seeded(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the stage depends on, with its seed."""
-        return {**inputs, "seed": self._seed(name)}
+        return {**inputs, "seed": self.seed(name)}
 
-    def _evaluating(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What a stage on the evaluated datapoints depends on: also the data, and the parameters as they now are."""
+    def depends(self, name: str, inputs: Mapping[str, Any], part: Part | None = None) -> dict[str, Any]:
+        """What a stage on a part of the data (the evaluated one) depends on: also these, and the parameters now."""
         state = {key: value.numpy() for key, value in self.program.state().items()}
         return {
             **self._seeded(name, inputs),
-            "data": _hash(self.data),
+            "data": data_hash_of((part or self.evaluated).data),
             "parameters": data_hash(state) if state else None,
         }
 
 
-def _hash(data: Data) -> str:
+def data_hash_of(data: Data) -> str:
+    """SHA-256 of a program's data."""
     leaves = zip(data.keys, data.leaves, strict=True)
     return data_hash({str(key): leaf.cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf for key, leaf in leaves})
 

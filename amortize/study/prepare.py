@@ -24,7 +24,8 @@ from amortize.program.program import Program
 from amortize.program.simulate import to_front
 from amortize.random import pyro_rng, stream_seed
 from amortize.study.code_hash import program_files_hash
-from amortize.study.methods import method_of, objective_of
+from amortize.study.labels import labels_of
+from amortize.study.methods import require_settings
 from amortize.study.sources import read_source
 from amortize.study.spec import Study
 from amortize.study.split import Split, as_floats, load_split
@@ -43,13 +44,17 @@ BUILDERS: dict[str, Callable[..., BernoulliVAE | FactorAnalysis]] = {
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A program and its data, checked against each other; ``program_hash`` stands for how it was made."""
+    """A program and its data, checked against each other; ``program_hash`` stands for how it was made.
+
+    ``labels`` (N,) are those of the evaluated datapoints by which gaps are told apart, or None.
+    """
 
     program: Program
     train: Data
     validation: Data | None
     evaluated: Data
     split: Split
+    labels: NDArray[Any] | None
     program_hash: str
 
 
@@ -62,8 +67,7 @@ def prepare(study: Study) -> Prepared:
         Whatever is wrong with the spec, the program, its file, the data or the device.
     """
     device = checked_device(study.device)
-    method_of(study.evidence)  # so that a setting it refuses is known before anything is loaded
-    objective_of(study.fit)
+    require_settings(study)
     program = None
     if is_program_file(study.program.target):
         program = load_program(study.program.target, settings=study.program.settings, seed=study.seed)
@@ -76,7 +80,8 @@ def prepare(study: Study) -> Prepared:
     train, evaluated = (_data(program, part, device, path) for part in (split.train, split.evaluated))
     validation = None if split.validation is None else _data(program, split.validation, device, path)
     require_contract(program, evaluated, path)
-    return Prepared(program, train, validation, evaluated, split, _program_hash(study, path))
+    labels = labels_of(study.ledger.labels, split, evaluated)
+    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path))
 
 
 def load_program(target: str, *, settings: dict[str, Any] | None = None, seed: int = 0) -> Program:

@@ -19,12 +19,21 @@ from amortize.errors import SpecError
 from amortize.study.evidence_spec import EvidenceSpec
 from amortize.study.fit_spec import FitSpec
 from amortize.study.grid_spec import Axis, anchored_value, cells_of, fill_from_grid
+from amortize.study.local_spec import LedgerSpec, LocalSpec
 from amortize.study.tables import Count, Table, tuple_of
 from amortize.study.toml import describe_validation, to_toml
 
-__all__ = ["Axis", "DataSpec", "EvidenceSpec", "FitSpec", "LocalSpec", "ProgramSpec", "ReportSpec", "Study"]
-
-Family = Literal["mean-field", "full-covariance"]
+__all__ = [
+    "Axis",
+    "DataSpec",
+    "EvidenceSpec",
+    "FitSpec",
+    "LedgerSpec",
+    "LocalSpec",
+    "ProgramSpec",
+    "ReportSpec",
+    "Study",
+]
 
 
 class ProgramSpec(Table):
@@ -78,26 +87,6 @@ class DataSpec(Table):
     num_evaluated: Count = Field(default=200, description="at most this many held-out datapoints are evaluated")
 
 
-class LocalSpec(Table):
-    """Posteriors fitted to each evaluated datapoint by itself."""
-
-    families: Annotated[tuple[Family, ...], BeforeValidator(tuple_of), Field(min_length=1)] = Field(
-        default=("mean-field", "full-covariance"),
-        description="Gaussian families in unconstrained coordinates",
-    )
-    num_draws: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
-        default=8, description="draws a step, an even number (they come in antithetic pairs)"
-    )
-    num_steps: Count = Field(default=3000, description="optimiser steps a datapoint, at most")
-
-    @field_validator("families")
-    @classmethod
-    def _once(cls, families: tuple[Family, ...]) -> tuple[Family, ...]:
-        if len(set(families)) < len(families):
-            raise ValueError("each family may be named once")
-        return families
-
-
 class ReportSpec(Table):
     """The page."""
 
@@ -144,6 +133,7 @@ class Study(Table):
     fit: FitSpec = FitSpec()
     local: LocalSpec = LocalSpec()
     evidence: EvidenceSpec = EvidenceSpec()
+    ledger: LedgerSpec = LedgerSpec()
     report: ReportSpec = ReportSpec()
     grid: Annotated[tuple[Axis, ...], BeforeValidator(tuple_of)] = Field(
         default=(), description="axes of a grid of studies: the study is run at each combination of their values"
@@ -160,13 +150,12 @@ class Study(Table):
     @classmethod
     def from_text(cls, text: str, *, origin: str = "the study") -> Self:
         """Read a study from TOML text; ``origin`` is named in errors, those of the chosen methods among them."""
-        from amortize.study.methods import method_of, objective_of  # needs torch, which a table doesn't
+        from amortize.study.methods import require_settings  # needs torch, which a table doesn't
 
         try:
             study = cls(**tomllib.loads(text))
             for cell in cells_of(study):
-                method_of(cell.study.evidence)
-                objective_of(cell.study.fit)
+                require_settings(cell.study)
             return study
         except tomllib.TOMLDecodeError as error:
             raise SpecError(f"{origin} is not valid TOML: {error}") from None

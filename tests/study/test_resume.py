@@ -67,7 +67,16 @@ def test_a_corrupted_stage_is_computed_again_to_the_same_numbers(
 CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "chains": ({"evidence.num_chains": 5}, {"evidence"}),
     "draws of the guide": ({"evidence.num_draws": 40}, {"guide"}),
-    "local steps": ({"local.num_steps": 70}, {"local mean-field", "local full-covariance"}),
+    "local steps": ({"local.num_steps": 70}, {name for name in STAGES if name.startswith("local")}),
+    "another family": (
+        {"local.families": ["mean-field", "full-covariance", "laplace"]},
+        {"local laplace"},
+    ),
+    "settings of a family": (
+        {"local.families": ["mean-field", "full-covariance", "low-rank"], "local.settings": {"low-rank": {"rank": 1}}},
+        {"local low-rank"},
+    ),
+    "no break-even": ({"ledger.break_even": False}, set()),
     "evaluated datapoints": ({"data.num_evaluated": 5}, set(STAGES) - {"fit"}),
     "training": ({"fit.num_steps": 31}, set(STAGES)),
     "the seed": ({"seed": 5}, set(STAGES)),

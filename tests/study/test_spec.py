@@ -87,8 +87,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"fit": {"learning_rate": -1.0}}, r"fit\.learning_rate: expected a number > 0.*, got -1\.0"),
     "not finite": ({"fit": {"clip_norm": float("nan")}}, r"fit\.clip_norm: expected a .*, got nan"),
     "family": (
-        {"local": {"families": ["flow"]}},
-        r"local\.families\.0: expected 'mean-field' or 'full-covariance'",
+        {"local": {"families": ["mean-feild"]}},
+        r"local\.families\.0: expected 'laplace', 'mean-field', .*'mean-feild' \(did you mean mean-field\?\)",
+    ),
+    "no density": (
+        {"local": {"families": ["point", "mean-field"]}},
+        r"local\.families: a point has no density, hence no ELBO to compare",
+    ),
+    "settings of a family that is not fitted": (
+        {"local": {"settings": {"low-rank": {"rank": 2}}}},
+        r"local: settings\.low-rank: families are mean-field, full-covariance; name it there",
     ),
     "no family": ({"local": {"families": []}}, r"local\.families: expected at least 1"),
     "family twice": (

@@ -1,11 +1,9 @@
 """What would pay: one or two sentences from the ledger's numbers.
 
-The rules that lead to a verdict are those of `amortize.study.findings`; here each verdict has its sentence.
-Which richer family pays is read off what full covariance gains over mean field (`HELPFUL`). A second sentence
-warns where the evidence itself is uncertain (`EVIDENCE_SE`, `EVIDENCE_ESS`), where more than `MANY_FAILED` of
-the datapoints failed, where fewer than `FEW` were evaluated, or more than `MANY_UNCONVERGED` of the local fits did
-not converge. Every number in the text is one of the ledger's, rounded as on the page, so that the advice cannot
-contradict the table.
+The rules that lead to a verdict are those of `amortize.study.findings`, those that lead to a cause of
+`amortize.study.causes`; here each has its sentence. Which richer family pays is read off what the fitted ones gain
+(`HELPFUL`). A second sentence says what to beware of (`amortize.study.cautions`). Every number in the text is one of
+the ledger's, rounded as on the page, so that the advice cannot contradict the table.
 """
 
 from __future__ import annotations
@@ -17,26 +15,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amortize.report.words import FEW, decimals, number, uncertain
+from amortize.report.words import decimals, number, uncertain
 from amortize.study.causes import Clues, find_cause
-from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, NUM_SE, Finding, column, examine
+from amortize.study.cautions import of_evidence, of_modes, of_rows, percent
+from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, NUM_SE, Finding, examine
 
 __all__ = ["advise"]
 
 HELPFUL = 0.5
 """Share of the approximation gap that a full covariance must win to be the remedy."""
-EVIDENCE_SE = 0.3
-"""Mean standard error of a datapoint's log evidence, nats, above which the evidence is called uncertain."""
-EVIDENCE_ESS = 3.0
-"""Effective number of chains below which a datapoint's evidence rests on one or two of them."""
-MANY_THIN = 0.1
-"""Share of datapoints with so few effective chains that calls for a warning."""
-MANY_FAILED = 0.05
-"""Share of failed datapoints that calls for a warning."""
 ROUNDING = 1e-3
 """Nats that sums in float32 may be apart."""
-MANY_UNCONVERGED = 0.1
-"""Share of local fits without convergence that calls for a warning."""
 
 
 def advise(
@@ -73,10 +62,7 @@ def advise(
         sentence = _discrete(finding)
     elif all_discrete and finding.verdict == "nothing" and abs(finding.gap) < ROUNDING:
         sentence = "Nothing is approximated: every latent is discrete and summed out, so log p(x) is exact."
-    cautions = [
-        *_evidence_cautions(table, evidence_ess),
-        *_row_cautions(finding, unconverged or {}),
-    ]
+    cautions = [*of_evidence(table, evidence_ess), *of_modes(clues), *of_rows(finding, unconverged or {})]
     return f"{sentence} Beware: {'; '.join(cautions)}." if cautions else sentence
 
 
@@ -128,8 +114,8 @@ def _few(finding: Finding) -> str:
         how = "they need a richer family rather than a better encoder"
     return (
         f"A few datapoints are the problem: the worst {finding.tail_size} of {finding.num_judged} carry"
-        f" {_percent(finding.tail_share)} of the gap, which is {_gap(finding)} nats a datapoint"
-        f" (k-hat is above {BAD_KHAT:g} for {_percent(finding.bad_khat)} of all); {how}."
+        f" {percent(finding.tail_share)} of the gap, which is {_gap(finding)} nats a datapoint"
+        f" (k-hat is above {BAD_KHAT:g} for {percent(finding.bad_khat)} of all); {how}."
     )
 
 
@@ -197,7 +183,7 @@ def _small(finding: Finding, clues: Clues) -> str:
 
 
 def _multimodal(finding: Finding, clues: Clues) -> str:
-    several = f"{_percent(clues.multimodal)} of the posteriors looked at have more than one mode"
+    several = f"{percent(clues.multimodal)} of the posteriors looked at have more than one mode"
     helps = "a family that has several too (a mixture, a flow) would pay"
     if finding.richest and finding.richest_gain >= HELPFUL * finding.approximation:
         helps = f"{finding.richest} posteriors would win {_nats(finding.richest_gain)}"
@@ -255,35 +241,6 @@ def _closer(finding: Finding) -> str:
     return "a larger or longer-trained encoder would pay, or refining each datapoint by itself (am.fit_local)"
 
 
-def _evidence_cautions(table: pd.DataFrame, ess: NDArray[np.float64] | None) -> list[str]:
-    cautions = []
-    se = column(table, "log_evidence_se")
-    uncertain = float(se[np.isfinite(se)].mean()) if np.isfinite(se).any() else math.nan
-    if uncertain > EVIDENCE_SE:
-        cautions.append(f"the evidence is uncertain by {_nats(uncertain)} nats a datapoint (use more temperatures)")
-    thin = float((ess < EVIDENCE_ESS).mean()) if ess is not None else 0.0  # NaN is not below
-    if thin > MANY_THIN:
-        cautions.append(
-            f"for {_percent(thin)} of the datapoints it rests on fewer than {EVIDENCE_ESS:g} chains or draws"
-        )
-    return cautions
-
-
-def _row_cautions(finding: Finding, unconverged: Mapping[str, int]) -> list[str]:
-    cautions = []
-    num = finding.num_datapoints
-    if finding.num_judged == 1:
-        cautions.append("one datapoint says nothing of others, and the standard error of its mean is unknown")
-    elif 1 < finding.num_judged < FEW:
-        cautions.append(f"means over only {finding.num_judged} datapoints are uncertain, and so are their errors")
-    if finding.num_failed > MANY_FAILED * num and finding.num_judged:
-        cautions.append(f"{finding.num_failed} of {num} datapoints failed and are left out")
-    for family, count in unconverged.items():
-        if count > MANY_UNCONVERGED * num:
-            cautions.append(f"{count} of {num} {family} fits did not converge, so that family can do better")
-    return cautions
-
-
 def _gap(finding: Finding) -> str:
     return _mean(finding, finding.gap, finding.gap_se)
 
@@ -295,7 +252,3 @@ def _mean(finding: Finding, mean: float, se: float) -> str:
 
 def _nats(value: float) -> str:
     return number(value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

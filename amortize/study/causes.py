@@ -78,6 +78,8 @@ class Clues:
         Steps of that training; 0 if there was none.
     multimodal
         Share of the datapoints looked at whose posterior has more than one mode that counts.
+    one_start
+        Whether the evidence's chains began at the guide alone, which may miss modes.
     """
 
     train_amortization: float = math.nan
@@ -87,6 +89,7 @@ class Clues:
     continued_se: float = math.nan
     continued_steps: int = 0
     multimodal: float = math.nan
+    one_start: bool = False
 
 
 def find_cause(finding: Finding, clues: Clues) -> str:

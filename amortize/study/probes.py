@@ -33,6 +33,8 @@ CONTINUED_STEPS = 1000
 """Steps for which a guide is trained on."""
 CONTINUED_RATE = 3e-3
 NUM_DRAWS = 128
+MODES_MATTER = ("nothing", "undecided", "approximation")
+"""Verdicts that several modes explain, or that evidence from a guide which misses modes leads to."""
 
 
 def probe(ledger: Ledger, program: Program, data: Data, *, x_train: Any = None, seed: int = 0) -> Clues:
@@ -52,8 +54,9 @@ def probe(ledger: Ledger, program: Program, data: Data, *, x_train: Any = None, 
     own = ledger.guide_family if ledger.guide_family in ledger.local else None
     verdict = examine(ledger.table, reference=own).verdict
     clues, seed = ledger.clues, stream_seed(check_seed(seed), "probe")
-    if verdict == "approximation" and ledger.cause != "correlated-posterior" and math.isnan(clues.multimodal):
-        return replace(clues, multimodal=share_multimodal(program, data, seed=seed))
+    if verdict in MODES_MATTER and ledger.cause != "correlated-posterior" and math.isnan(clues.multimodal):
+        share = share_multimodal(program, data, seed=seed)
+        return replace(clues, multimodal=share, one_start=ledger.evidence.start == "guide")
     if verdict == "amortization" and x_train is not None and ledger.cause != "overfitted-encoder":
         won = continue_training(program, data, x_train, seed=seed)
         if won is not None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
+    from amortize.inference.families.low_rank import LowRank as LowRank
+    from amortize.inference.families.mixture import Mixture as Mixture
     from amortize.inference.fitted import Fitted as Fitted
     from amortize.inference.fitted import load as load
     from amortize.inference.gold import GoldStandard as GoldStandard
@@ -78,8 +80,10 @@ _HOMES = {
     "Langevin": "amortize.inference.langevin",
     "Ledger": "amortize.study.gaps",
     "LocalPosterior": "amortize.inference.local",
+    "LowRank": "amortize.inference.families.low_rank",
     "MALA": "amortize.inference.mala",
     "MCD": "amortize.inference.annealed_objectives",
+    "Mixture": "amortize.inference.families.mixture",
     "Program": "amortize.program.program",
     "Refinement": "amortize.inference.refinement",
     "SMC": "amortize.inference.smc",
@@ -129,6 +133,8 @@ __all__ = [
     "Langevin",
     "Ledger",
     "LocalPosterior",
+    "LowRank",
+    "Mixture",
     "Program",
     "Refinement",
     "Sandwich",

@@ -94,10 +94,9 @@ class LowRank(Family):
     Examples
     --------
     >>> import amortize as am
-    >>> from amortize.inference.families.low_rank import LowRank
     >>> analysis = am.models.FactorAnalysis.random(latent_dim=4, data_dim=6, seed=0)
     >>> x = analysis.program().simulate(__import__("torch").zeros(8, 6))[1]["x"]
-    >>> local = am.fit_local(analysis.program(), x, family=LowRank(rank=1))
+    >>> local = am.fit_local(analysis.program(), x, family=am.LowRank(rank=1))
     >>> local.parameters["factor"].shape
     (8, 4, 1)
     """

@@ -88,12 +88,11 @@ class Mixture(Family):
     Examples
     --------
     >>> import pyro, torch, amortize as am, pyro.distributions as dist
-    >>> from amortize.inference.families.mixture import Mixture
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
     ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
     ...         pyro.sample("x", dist.Normal(z**2, 0.1), obs=x)
-    >>> local = am.fit_local(am.Program(model), torch.ones(3), family=Mixture(num_components=2))
+    >>> local = am.fit_local(am.Program(model), torch.ones(3), family=am.Mixture(num_components=2))
     >>> [sorted(loc.round(1).flatten().tolist()) for loc in local.parameters["loc"]]
     [[-1.0, 1.0], [-1.0, 1.0], [-1.0, 1.0]]
     """

@@ -79,9 +79,10 @@ def _draws(name: str, posterior: Posterior, log_joint: LogJoint, data: Data, how
         u = _from_local(name, posterior, log_joint, data, how)
     elif isinstance(posterior, Mapping):
         try:
-            u = as_latents(log_joint, data, posterior, seed=how[1]).u
+            given = {site: np.array(value) for site, value in posterior.items()}  # which may be read-only
+            u = as_latents(log_joint, data, given, seed=how[1]).u
         except ArgumentError as error:
-            raise ArgumentError(f"posteriors[{name!r}]: {error}") from None
+            raise ArgumentError(f"posteriors[{name!r}]: {str(error).removeprefix('posterior_draws: ')}") from None
     else:
         raise ArgumentError(
             f"posteriors[{name!r}]: expected a Program, a LocalPosterior or a dict of draws, got {shown(posterior)}"

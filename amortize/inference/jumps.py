@@ -45,6 +45,8 @@ class Modes:
         Covariance within chains (N, D, D), or for many latents variances (N, D).
     order
         (K, N) chains of the pool, from the best on each the farthest from those before it.
+    alive
+        (P, N) chains of the pool that count.
     several
         Whether the chains of some datapoint do not all seem to be in one place.
     """
@@ -53,6 +55,7 @@ class Modes:
     roots: Tensor
     within: Tensor
     order: Tensor
+    alive: Tensor
     several: bool
 
     def begin(self, u: Tensor, num_chains: int) -> Tensor:
@@ -88,7 +91,7 @@ def find_modes(u: Tensor, log_joint: Tensor, num_chains: int) -> Modes:
     member = torch.nn.functional.one_hot(nearest, NUM_MODES).to(u) * alive.unsqueeze(-1)  # (P, N, K)
     several = (1 + _between(mean, share) / unit.square()).sqrt().amax() > APART
     centres, roots = _shapes(mean, spread, member, within, len(u))
-    return Modes(centres, roots, within, order, bool(several))
+    return Modes(centres, roots, within, order, alive, bool(several))
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ draws that follow are those of a Markov chain.
 
 Trajectories have a mean length of a quarter of a standard normal's period, at which a Gaussian forgets where it was,
 and vary by half of it either way (uniformly, the same for all rows), so that no direction resonates (Neal 2011, "MCMC
-using Hamiltonian dynamics", section 3.2). After each, chains may jump between modes, where there are several.
+using Hamiltonian dynamics", section 3.2). Where there are several modes, chains jump between
+them after each trajectory, and in few dimensions are redrawn from a mixture (``independent``).
 
 Letters: C chains, P chains of the pool, S draws, N datapoints, D latents, B = C * N rows (chain-major).
 """
@@ -17,6 +18,7 @@ Letters: C chains, P chains of the pool, S draws, N datapoints, D latents, B = C
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ from tqdm.auto import tqdm
 from amortize.inference import whitening
 from amortize.inference.annealing import ADAPTATION_RATE, SMALLEST_STEP
 from amortize.inference.hmc import HMC
+from amortize.inference.independent import MOST_DIMENSIONS, fit_mixture, redraw
 from amortize.inference.jumps import Modes, find_modes, jump
 from amortize.inference.kernels import Parameters
 from amortize.inference.leapfrog import metropolis, propose
@@ -48,7 +51,11 @@ QUARTER = math.pi / 2
 LEAST_WARMUP = 30
 SPREAD = 2.0
 NUM_TRIES = 10
-NUM_JUMPS = 3  # a transition
+NUM_JUMPS = 2  # a transition
+
+
+Leap = Callable[[Point, GeometricPath, torch.Generator], tuple[Point, Tensor]]
+"""A move besides trajectories: the state after it, and (B,) whether it was made."""
 
 
 class Budget(NamedTuple):
@@ -77,11 +84,15 @@ class LongRun(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """What many chains found: modes, where C chains begin far apart (C, N, D), units (N, D), gradients taken."""
+    """What many chains found.
+
+    Modes, where C chains begin far apart (C, N, D), units (N, D), the leaps that chains may make, gradients taken.
+    """
 
     modes: Modes
     begin: Tensor
     scale: Tensor
+    leaps: tuple[Leap, ...]
     num_gradients: int
 
 
@@ -93,7 +104,7 @@ class _Walk(NamedTuple):
     scale: Tensor
     size: Tensor
     num_leapfrog: int
-    modes: Modes | None = None
+    leaps: tuple[Leap, ...] = ()
 
 
 class _Moved(NamedTuple):
@@ -124,11 +135,11 @@ def long_hmc(start: Start, data: Data, budget: Budget, *, seed: int) -> LongRun:
         whitening.learn(pool.modes.within[None], pool.scale, LEAST_POOL * KEPT // 4)[0],
         torch.full_like(pool.scale[:, 0], FIRST_STEP),
         WARM_LEAPFROG,
-        pool.modes if pool.modes.several else None,
+        pool.leaps,
     )
     walk, _ = _adapted(walk, stage, noise, budget.target_acceptance)
     run = _sampled(_lengthened(walk), budget, noise)
-    warm = pool.num_gradients + stage * budget.num_chains * (WARM_LEAPFROG + NUM_JUMPS * int(pool.modes.several))
+    warm = pool.num_gradients + stage * budget.num_chains * (WARM_LEAPFROG + len(pool.leaps))
     return run._replace(num_gradients=run.num_gradients + warm)
 
 
@@ -143,7 +154,30 @@ def explored(start: Start, data: Data, budget: Budget, noise: torch.Generator, *
     u, value = seen.u.reshape(len(seen.u), size, num, -1), seen.log_joint.reshape(-1, size, num)
     modes = find_modes(u, value, budget.num_chains)
     begin = modes.begin(walk.state.u.reshape(size, num, -1), budget.num_chains)
-    return Pool(modes, begin, walk.scale, WARM_LEAPFROG * (2 * (stage // 2) + stage) * size)
+    return Pool(
+        modes, begin, walk.scale, _leaps(modes, u, walk.scale), WARM_LEAPFROG * (2 * (stage // 2) + stage) * size
+    )
+
+
+def _leaps(modes: Modes, u: Tensor, unit: Tensor) -> tuple[Leap, ...]:
+    """What chains do between trajectories: nothing where there is one mode, else jumps, in few dimensions redraws too.
+
+    ``u`` (Q, P, N, D) are looks at the pool.
+    """
+    if not modes.several:
+        return ()
+
+    def jumps(state: Point, target: GeometricPath, noise: torch.Generator) -> tuple[Point, Tensor]:
+        return jump(state, target, modes, noise)
+
+    if u.shape[-1] > MOST_DIMENSIONS:
+        return (jumps,) * NUM_JUMPS
+    mixture = fit_mixture(u, modes.alive, unit)
+
+    def redraws(state: Point, target: GeometricPath, noise: torch.Generator) -> tuple[Point, Tensor]:
+        return redraw(state, target, mixture, noise)
+
+    return (jumps, redraws) * NUM_JUMPS
 
 
 def target_of(start: Start, data: Data, seed: int, *, num_calls: int) -> GeometricPath:
@@ -246,7 +280,7 @@ def _sampled(walk: _Walk, budget: Budget, noise: torch.Generator) -> LongRun:
         acceptance += moved.acceptance
         divergences += moved.diverged
         jumped += moved.jumped
-    gradients = budget.num_draws * budget.num_chains * (walk.num_leapfrog + NUM_JUMPS * int(walk.modes is not None))
+    gradients = budget.num_draws * budget.num_chains * (walk.num_leapfrog + len(walk.leaps))
     return LongRun(
         draws.reshape(budget.num_draws, -1, num, draws.shape[-1]).transpose(0, 1),
         values.reshape(budget.num_draws, -1, num).transpose(0, 1),
@@ -260,7 +294,7 @@ def _sampled(walk: _Walk, budget: Budget, noise: torch.Generator) -> LongRun:
 
 @torch.no_grad()
 def _move(walk: _Walk, noise: torch.Generator) -> _Moved:
-    """One transition of each row: a trajectory, and a jump where there are modes."""
+    """One transition of each row: a trajectory, and leaps where there are several modes."""
     state, num = walk.state, len(walk.size)
     steps = _random_length(walk.num_leapfrog, noise)
     jitter = torch.rand(state.base.shape, generator=noise, device=state.u.device, dtype=state.u.dtype)
@@ -272,10 +306,9 @@ def _move(walk: _Walk, noise: torch.Generator) -> _Moved:
     diverged = ~(proposed.log_ratio > -WORST_ERROR).reshape(-1, num)
     state = metropolis(proposed, state, noise)
     leapt = torch.zeros_like(state.base)
-    for _ in range(NUM_JUMPS if walk.modes is not None else 0):
-        assert walk.modes is not None
-        state, made = jump(state, walk.target, walk.modes, noise)
-        leapt = leapt + made.to(leapt) / NUM_JUMPS
+    for leap in walk.leaps:
+        state, made = leap(state, walk.target, noise)
+        leapt = leapt + made.to(leapt) / len(walk.leaps)
     return _Moved(state, chance.sum(0) / known.sum(0).clamp_min(1), diverged.sum(0), leapt.reshape(-1, num).sum(0))
 
 

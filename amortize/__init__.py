@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
+    from amortize.inference.families.annealed import Annealed as Annealed
     from amortize.inference.families.low_rank import LowRank as LowRank
     from amortize.inference.families.mixture import Mixture as Mixture
     from amortize.inference.fitted import Fitted as Fitted
@@ -68,6 +69,7 @@ _HOMES = {
     "Comparison": "amortize.study.compare",
     "DAIS": "amortize.inference.annealed_objectives",
     "Diffusion": "amortize.inference.diffusion",
+    "Annealed": "amortize.inference.families.annealed",
     "Auto": "amortize.inference.auto",
     "Evidence": "amortize.inference.evidence",
     "Fitted": "amortize.inference.fitted",
@@ -122,6 +124,7 @@ __all__ = [
     "SMC",
     "ULA",
     "Aggressive",
+    "Annealed",
     "Auto",
     "Comparison",
     "Diffusion",

@@ -23,7 +23,7 @@ from torch import Tensor
 from amortize.errors import ArgumentError, DiscreteLatentError, check_count
 from amortize.inference.chunks import slices
 from amortize.inference.families.density import Density, GaussianDensity
-from amortize.inference.families.family import Family, Fit, Problem, Trace
+from amortize.inference.families.family import Family, Fit, Implicit, Problem, Trace
 from amortize.inference.families.registry import family_of, make_family
 from amortize.inference.starts import FamilyStart, GaussianStart, GuideStart, PriorStart, Start
 from amortize.program.data import Data
@@ -51,7 +51,7 @@ class LocalPosterior:
     family
         The name of the family, one of ``amortize.inference.families.registry.FAMILIES``.
     elbo, elbo_se
-        (N,) nats.
+        (N,) nats; of points, log p(x, z) there, which is no bound.
     converged
         (N,) whether the datapoint stopped by itself, finite, and not below where it began. Stopping means that less
         than 0.01 nats seemed to be left; under correlations above .99, which mean field leaves out, it may be more.
@@ -152,12 +152,20 @@ class LocalPosterior:
         num_draws = check_count("num_draws", num_draws)
         if self.program is None or self.data is None:
             raise ArgumentError("draws: this posterior was made from arrays alone; use its parameters")
-        gen = generator(check_seed(seed), "local-draws")
-        with torch.no_grad():
-            u = self.density(torch.zeros(0, dtype=torch.float64)).draw(num_draws, gen)
-        with self.program.evaluating():
+        seed = check_seed(seed)
+        with self.program.evaluating(), torch.no_grad():
             log_joint = self.program.log_joint(self.data)
+            u = self._draw(log_joint, num_draws, seed)
             return constrained(log_joint, self.data, u, seed=stream_seed(seed, "local-sites"))
+
+    def _draw(self, log_joint: LogJoint, num_draws: int, seed: int) -> Tensor:
+        assert self.data is not None
+        family = family_of(self.family, self.family_settings)
+        if not isinstance(family, Implicit):
+            gen = generator(seed, "local-draws")
+            return family.density(self._tensors(torch.zeros(0, dtype=torch.float64))).draw(num_draws, gen)
+        problem = Problem(log_joint, PriorStart(log_joint), self.data, num_draws, 1, stream_seed(seed, "local-draws"))
+        return family.draw(self._tensors(log_joint.like), problem)
 
     def _tensors(self, like: Tensor) -> dict[str, Tensor]:
         return {name: torch.as_tensor(array).to(like) for name, array in self.parameters.items()}
@@ -190,7 +198,8 @@ def fit_local(  # noqa: PLR0913 (the public face)
     program, x
         The program and N datapoints.
     family
-        "mean-field" or "full-covariance" Gaussians in u, or the settings of a family.
+        "point" (MAP), "laplace", "mean-field", "low-rank", "full-covariance", "mixture", "coupling", "iaf", "spline",
+        "flow" or "annealed", from poor to rich; or the settings of one, as ``am.Mixture(num_components=2)``.
     init
         "guide" (the default where there is one) or "prior": where each datapoint begins, by mean and scale of draws.
     num_draws
@@ -198,14 +207,15 @@ def fit_local(  # noqa: PLR0913 (the public face)
     num_steps
         Most steps a datapoint may take.
     num_restarts
-        How often a fit that failed - not finite, or below where it began - is begun anew, elsewhere.
+        How often a fit that failed - not finite, or below where it began - is begun anew, elsewhere; of all its fits, a
+        datapoint keeps the one of the highest ELBO.
     seed, device
         Of all draws, and where to run ("cpu", "cuda").
 
     Returns
     -------
     LocalPosterior
-        One Gaussian a datapoint, its ELBO on fresh draws (N,) in nats, and whether its fit converged.
+        One posterior a datapoint, its ELBO on fresh draws (N,) in nats, and whether its fit converged.
 
     Raises
     ------
@@ -288,7 +298,7 @@ class _Best:
     @property
     def _failed(self) -> np.ndarray:
         below = self.elbo < self._floor - 3 * np.hypot(self.elbo_se, self._floor_se)
-        return np.asarray(~np.isfinite(self.elbo) | (below & self._family.has_density))
+        return np.asarray(~np.isfinite(self.elbo) | (below & self._family.raises_elbo))
 
     def after(self, num_restarts: int) -> _Best:
         """Itself, once fits that failed were tried again."""
@@ -387,15 +397,16 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def _require_continuous(structure: Structure) -> None:
-    """A Gaussian over u needs a u, and nothing beside it that is drawn."""
+    """A density over u needs a u, and nothing beside it that is drawn."""
     if structure.sampled:
         raise DiscreteLatentError(
-            f"local posteriors are Gaussian, but the discrete latents {', '.join(map(repr, structure.sampled))} are "
-            f"sampled ({structure.reason}). Where they can be summed out: am.Program(..., discrete='enumerate')"
+            "local posteriors are over continuous latents, but the discrete latents "
+            f"{', '.join(map(repr, structure.sampled))} are sampled ({structure.reason}). Where "
+            "they can be summed out: am.Program(..., discrete='enumerate')"
         )
     if not structure.dim:
         raise DiscreteLatentError(
-            "the program has no continuous latents, so there is no Gaussian to fit; its discrete ones are summed out, "
+            "the program has no continuous latents, so there is nothing to fit; its discrete ones are summed out, "
             "and am.evidence(program, x) and am.posterior(program, x) are exact"
         )
 

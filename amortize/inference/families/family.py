@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amortize.errors import ArgumentError
 from amortize.inference.families.density import Density
 from amortize.inference.starts import Start
 from amortize.program.compile import Compiled
@@ -22,7 +23,7 @@ from amortize.program.data import Data
 from amortize.program.density import LogJoint
 from amortize.random import stream_seed
 
-__all__ = ["Family", "Fit", "Parameters", "Problem", "Trace"]
+__all__ = ["Family", "Fit", "Implicit", "Parameters", "Problem", "Trace"]
 
 INIT_DRAWS = 256
 NARROW = 0.1
@@ -156,7 +157,11 @@ class Family(ABC):
 
     name: ClassVar[str]
     has_density: ClassVar[bool] = True
-    """Whether members have a density over u, so that chains can start from them and their ELBO is a bound."""
+    """Whether members have a density over u, so that chains can start from them; see ``Implicit``."""
+    is_bound: ClassVar[bool] = True
+    """Whether the ``elbo`` is one, a lower bound on log p(x)."""
+    raises_elbo: ClassVar[bool] = True
+    """Whether the ELBO is what is raised, so that one below where the fit began is a failure."""
 
     @abstractmethod
     def fit(self, problem: Problem) -> Fit:
@@ -174,3 +179,24 @@ class Family(ABC):
     def of(cls, settings: Mapping[str, Any]) -> Family:
         """The family with these settings, as ``settings`` wrote them."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+@dataclass(frozen=True)
+class Implicit(Family):
+    """A family whose members can be drawn from, but have no density over u."""
+
+    has_density: ClassVar[bool] = False
+
+    @abstractmethod
+    def draw(self, parameters: Parameters, problem: Problem) -> Tensor:
+        """Draws u (S, N, D): as many as the problem says, of the members with these parameters."""
+
+    def density(self, parameters: Parameters) -> Density:  # noqa: ARG002 (there is none)
+        """There is none.
+
+        Raises
+        ------
+        ArgumentError
+            Always.
+        """
+        raise ArgumentError(f"{self.name} posteriors have no density over u; they have .draws() and .parameters")

@@ -8,6 +8,7 @@ from typing import Any
 from amortize.errors import ArgumentError, shown
 from amortize.inference.families.annealed import Annealed
 from amortize.inference.families.family import Family
+from amortize.inference.families.flow import IAF, Coupling, Flow, Spline
 from amortize.inference.families.gaussian import FullCovariance, MeanField
 from amortize.inference.families.laplace import Laplace
 from amortize.inference.families.low_rank import LowRank
@@ -23,6 +24,10 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "low-rank": LowRank,
     "full-covariance": FullCovariance,
     "mixture": Mixture,
+    "coupling": Coupling,
+    "iaf": IAF,
+    "spline": Spline,
+    "flow": Flow,
     "annealed": Annealed,
 }
 """By the name that ``am.fit_local`` takes, from poor to rich."""

@@ -10,6 +10,7 @@ Letters: S sample shape, B rows, P numbers of a site, C context.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,11 @@ from amortize.program.auto_guide_sites import Noise, StandardNormal
 
 __all__ = ["FlowNoise", "SiteFlow"]
 
-BINS = 8
+BINS = 16
+BOUND = 3.0  # standard deviations of the frame; beyond, a spline is the identity
 LAYERS = {"iaf": 2, "coupling": 4, "spline": 2}
 SPLINE: dict[str, Any] = {
-    "univariate": zuko.transforms.MonotonicRQSTransform,
+    "univariate": functools.partial(zuko.transforms.MonotonicRQSTransform, bound=BOUND),
     "shapes": [(BINS,), (BINS,), (BINS - 1,)],
 }
 

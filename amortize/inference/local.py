@@ -89,8 +89,9 @@ class LocalPosterior:
     def __str__(self) -> str:
         good = np.isfinite(self.elbo)
         mean = self.elbo[good].mean() if good.any() else np.nan
+        value = "ELBO" if family_of(self.family, self.family_settings).is_bound else "log p(x, z)"
         return (
-            f"{self.family} posteriors: mean ELBO {mean:.3f} nats over {good.sum()} of {len(good)} datapoints, "
+            f"{self.family} posteriors: mean {value} {mean:.3f} nats over {good.sum()} of {len(good)} datapoints, "
             f"{self.converged.sum()} of them converged"
         )
 

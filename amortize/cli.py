@@ -181,7 +181,7 @@ def _show_study(result: StudyResult) -> None:
     summary = result.ledger.summary
     rows = [(str(name), f"{row['mean']:.4g}", f"{row['se']:.2g}") for name, row in summary.iterrows()]
     _print_table(("a datapoint (nats)", "mean", "se"), rows)
-    typer.echo(result.ledger.advice)
+    typer.echo(f"Cause: {result.ledger.cause}. {result.ledger.advice}")
     for checked in (result.sandwich, result.ledger.evidence.simulated):
         if checked is not None:
             typer.echo(str(checked))

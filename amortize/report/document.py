@@ -14,6 +14,7 @@ import xarray as xr
 
 from amortize.diagnostics.psis import khat_threshold
 from amortize.report.attrs import decode_attrs
+from amortize.report.frames import FRAMES, read_frame
 from amortize.report.notes import notes
 from amortize.report.provenance import provenance
 from amortize.report.readings import read_annealing, read_evidence, read_sandwich, spread_of
@@ -56,6 +57,7 @@ def read_document(tree: xr.DataTree, title: str | None = None) -> dict[str, Any]
         document["annealing"] = read_annealing(tree["annealing"].to_dataset())
     if "sandwich" in tree.children:
         document["sandwich"] = read_sandwich(tree["sandwich"].to_dataset())
+    document |= {name: rows for name in FRAMES if (rows := read_frame(tree, name))}
     if "local" in tree.children:
         document["local"] = _local(tree["local"].to_dataset())
     if "training" in tree.children:
@@ -115,6 +117,8 @@ def _gaps(gaps: xr.Dataset) -> dict[str, Any]:
     return {
         "verdict": verdict(summary, family, gaps.sizes["datapoint"] - int(failed.sum())),
         "advice": attrs.get("advice", ""),
+        "cause": attrs.get("cause", ""),
+        "clues": attrs.get("clues", {}),
         "guide_family": family,
         "families": families,
         "num_datapoints": gaps.sizes["datapoint"],

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from amortize.report.document import gap_name, sampled_steps
+from amortize.report.ledger_plots import curve_figure, latents_figure
 from amortize.report.path_plots import cost_figure, path_figures, sandwich_figure
 from amortize.report.run_plots import diagnostics_of, evidence_figure, training_figure
 from amortize.report.style import COLOURS, apply_style, error_bars, finite, mark_failed, names_of
@@ -35,8 +36,8 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     Returns
     -------
     dict of str to Figure
-        Some of "ladder", "gaps", "khat", "training", "evidence", "sandwich", "cost-0" (by method) and "path-spread",
-        "path-acceptance", "path-step".
+        Some of "ladder", "gaps", "khat", "latents", "curve", "training", "evidence", "sandwich", "cost-0" (by method),
+        and "path-spread", "path-acceptance", "path-step".
     """
     drawn: dict[str, go.Figure] = {}
     datapoints = document.get("datapoints", {})
@@ -46,6 +47,10 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
         drawn["gaps"] = gaps_figure(datapoints)
     if finite(datapoints.get("khat", [])).size:
         drawn["khat"] = khat_figure(datapoints, document["khat"]["threshold"])
+    if document.get("latents"):
+        drawn["latents"] = latents_figure(document["latents"])
+    if finite([row["elbo"] for row in document.get("curve", [])]).size > 1:
+        drawn["curve"] = curve_figure(document["curve"])
     if "training" in document:
         drawn["training"] = training_figure(document["training"]["curve"], document["training"]["bound"])
     if diagnostics_of(document.get("evidence", {})):

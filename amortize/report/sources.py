@@ -183,6 +183,14 @@ class LocalLike(Protocol):
         """(N,) steps taken."""
 
     @property
+    def num_gradients(self) -> NDArray[np.float64]:
+        """(N,) gradients of the log joint."""
+
+    @property
+    def family_settings(self) -> Mapping[str, Any]:
+        """JSON-able settings of the family."""
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """JSON-able settings of the fit."""
 
@@ -201,6 +209,44 @@ class LedgerLike(Protocol):
     @property
     def summary(self) -> pd.DataFrame:
         """A row a column of ``table``: mean, se, mc_se, num_failed."""
+
+    @property
+    def cause(self) -> str:
+        """What is to blame, one of a closed list."""
+
+    @property
+    def clues(self) -> Any:
+        """A dataclass of numbers that the cause rests on beside the table."""
+
+    @property
+    def tower(self) -> pd.DataFrame:
+        """A row a step between rungs."""
+
+    @property
+    def cost(self) -> pd.DataFrame:
+        """A row a method."""
+
+    @property
+    def splits(self) -> pd.DataFrame | None:
+        """A row a quantity: training data against others."""
+
+    @property
+    def latents(self) -> pd.DataFrame | None:
+        """A row a dimension of the guide."""
+
+    @property
+    def break_even(self) -> pd.DataFrame | None:
+        """A row a family."""
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """(N,) labels or covariate of the datapoints."""
+
+    def by(self) -> pd.DataFrame:
+        """The gaps by label, a row each."""
+
+    def curve(self) -> pd.DataFrame:
+        """Quality against time, a row a look."""
 
     @property
     def advice(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 from typing import Any
 
@@ -9,7 +10,7 @@ import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from amortize.report.words import count, number, percent, uncertain
+from amortize.report.words import cause_words, count, number, percent, quantity, uncertain
 
 __all__ = ["embedded", "environment", "plotly_js"]
 
@@ -24,10 +25,14 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "cause": cause_words,
         "count": count,
         "number": number,
         "uncertain": uncertain,
         "percent": percent,
+        "ceiled": _ceiled,
+        "quantity": lambda name: quantity(name).label,
+        "rung": _rung,
         "value": _value,
     }
     return made
@@ -56,3 +61,13 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_value(item) for item in value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _rung(name: str) -> str:
+    """A rung of the tower, or a method, in words."""
+    return {"guide": "guide", "log_evidence": "log p(x)"}.get(name, name)
+
+
+def _ceiled(value: float | None) -> str:
+    """The least whole number that is as large."""
+    return count(value if value is None or not math.isfinite(value) else math.ceil(value))

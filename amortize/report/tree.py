@@ -9,7 +9,14 @@ group              dims                                variables
                                                        num_nonfinite, and lower, upper where a method
                                                        bounds it; num_weights (method)
 ``/gaps``          datapoint; quantity, statistic      the ledger's columns; summary (quantity, statistic)
-``/local``         family, datapoint                   elbo, elbo_se, converged, num_steps
+``/local``         family, datapoint                   elbo, elbo_se, converged, num_steps, num_gradients
+``/tower``         step                                lower, upper, gain, se, mc_se, num, num_failed
+``/splits``        row                                 quantity, train, test, difference, errors, counts
+``/labels``        group                               label, num, the gaps, difference, z, worse
+``/latents``       dimension                           site, index, kl, kl_se, kind, activity, active
+``/cost``          row                                 used, seconds, gradients, elbo, training
+``/break_even``    row                                 used, and from how many datapoints on to amortize
+``/curve``         look                                method, seconds, gradients, elbo, se: quality with time
 ``/training``      step                                the history's columns
 others             [chain, draw,] datapoint, ...       observed_data, reconstruction, prior, ...
 =================  ==================================  =================================================
@@ -33,6 +40,7 @@ from numpy.typing import ArrayLike
 
 from amortize.errors import ArgumentError
 from amortize.report.attrs import encode_attrs
+from amortize.report.frames import ledger_frames
 from amortize.report.measured import SANDWICH_FACTS, SIDES, annealing_variables, evidence_variables, facts_of
 from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike, SandwichLike
 
@@ -115,6 +123,8 @@ def to_datatree(  # noqa: PLR0913 (the public face)
     if ledger is not None:
         builder.add_gaps(ledger)
         builder.add_local(ledger.local)
+        for name, frame, dim in ledger_frames(ledger):
+            builder.add_frame(name, frame, dim)
     if history is not None:
         builder.add_training(history)
     for name, arrays in (groups or {}).items():
@@ -176,6 +186,8 @@ class _Builder:
         )
         facts = {
             "advice": ledger.advice,
+            "cause": ledger.cause,
+            "clues": ledger.clues,
             "guide_family": ledger.guide_family,
             "families": list(ledger.families),
             "settings": dict(ledger.settings),
@@ -190,11 +202,21 @@ class _Builder:
                 ("family", "datapoint"),
                 np.stack([np.asarray(getattr(one, field)) for one in local.values()]),
             )
-            for field in ("elbo", "elbo_se", "converged", "num_steps")
+            for field in ("elbo", "elbo_se", "converged", "num_steps", "num_gradients")
         }
-        fits = {name: {"settings": dict(one.settings), "seconds": one.seconds} for name, one in local.items()}
+        fits = {
+            name: {"settings": {**one.settings, **one.family_settings}, "seconds": one.seconds}
+            for name, one in local.items()
+        }
         dataset = self._dataset(rows, "ledger.local").assign_coords(family=list(local))
         self._add("local", dataset.assign_attrs(encode_attrs({"fits": fits}, where="ledger.local")))
+
+    def add_frame(self, name: str, frame: pd.DataFrame, dim: str) -> None:
+        """A table whose rows aren't datapoints."""
+        columns = {str(column): values.to_numpy() for column, values in frame.items()}
+        plain = {column: array.astype(str) if array.dtype == object else array for column, array in columns.items()}
+        dataset = xr.Dataset({column: (dim, array) for column, array in plain.items()})
+        self._add(name, dataset.assign_coords({dim: np.arange(len(frame))}))
 
     def add_training(self, history: pd.DataFrame) -> None:
         if "step" not in history.columns:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["FEW", "Quantity", "count", "number", "percent", "quantity", "uncertain", "verdict"]
+__all__ = ["FEW", "Quantity", "cause_words", "count", "number", "percent", "quantity", "uncertain", "verdict"]
 
 FEW = 10
 """Datapoints below which a mean over them is called uncertain."""
@@ -35,6 +35,20 @@ _QUANTITIES = {
     "elbo_full_covariance": Quantity(
         "ELBO, best full covariance", "Gaussian with any covariance, fitted to each datapoint by itself."
     ),
+    "elbo_low_rank": Quantity(
+        "ELBO, best low-rank", "Gaussian correlated along a few directions, fitted to each datapoint by itself."
+    ),
+    "elbo_laplace": Quantity("ELBO, Laplace", "Gaussian at the mode of each datapoint, as wide as the curvature says."),
+    "elbo_mixture": Quantity("ELBO, best mixture", "Mixture of Gaussians, fitted to each datapoint by itself."),
+    "elbo_annealed": Quantity(
+        "Bound, best annealed", "Ends of a trained annealing chain for each datapoint; the bound is over whole chains."
+    ),
+    **{
+        f"elbo_{name}": Quantity(
+            f"ELBO, best {words}", f"Normalizing flow ({words}), fitted to each datapoint by itself."
+        )
+        for name, words in {"flow": "flow", "iaf": "IAF", "coupling": "coupling flow", "spline": "spline flow"}.items()
+    },
     "inference_gap": Quantity("Inference gap", "log p(x) less the ELBO of the guide: all that the guide loses."),
     "approximation_gap": Quantity(
         "Approximation gap",
@@ -50,7 +64,7 @@ _QUANTITIES = {
 _WITHOUT_GUIDE = {
     "approximation_gap": Quantity(
         "Approximation gap",
-        "log p(x) less the best ELBO fitted to the datapoint by itself: what a Gaussian posterior loses.",
+        "log p(x) less the best ELBO fitted to the datapoint by itself: what the fitted families lose.",
     ),
 }
 
@@ -61,7 +75,7 @@ def quantity(name: str, *, guide: bool = True) -> Quantity:
     Examples
     --------
     >>> quantity("elbo_low_rank").label
-    'ELBO, best low rank'
+    'ELBO, best low-rank'
     """
     if not guide and name in _WITHOUT_GUIDE:
         return _WITHOUT_GUIDE[name]
@@ -73,6 +87,31 @@ def quantity(name: str, *, guide: bool = True) -> Quantity:
             f"ELBO, best {family}", f"Posterior of the family {family}, fitted to each datapoint by itself."
         )
     return Quantity(name.replace("_", " "), "")
+
+
+_CAUSES = {
+    "evidence-too-low": "the evidence is too low",
+    "nothing": "nothing to mend",
+    "undecided": "too noisy to say",
+    "few-datapoints": "a few datapoints",
+    "unsplit": "not split",
+    "unusable": "no usable numbers",
+    "no-guide": "there is no guide",
+    "family": "the guide's family",
+    "family-and-encoder": "family and encoder both",
+    "encoder": "the encoder",
+}
+
+
+def cause_words(cause: str) -> str:
+    """A cause in words.
+
+    Examples
+    --------
+    >>> cause_words("small-encoder"), cause_words("encoder")
+    ('small encoder', 'the encoder')
+    """
+    return _CAUSES.get(cause, cause.replace("-", " "))
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -165,7 +204,7 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | No
     if form[0] < -_NEGLIGIBLE and not form[0] >= -2 * form[1]:  # an error that is unknown excuses nothing
         more = uncertain(-form[0], form[1])
         return (
-            f"The evidence is underestimated: the best Gaussian posteriors reach {more} nats a datapoint more, and no "
+            f"The evidence is underestimated: the best fitted posteriors reach {more} nats a datapoint more, and no "
             f"ELBO can be above log p(x), so the guide loses more than the {uncertain(*gap)} measured{_over(num)}."
         )
     if gap[0] <= 2 * gap[1]:
@@ -193,10 +232,10 @@ def _without_guide(summary: Mapping[str, Mapping[str, Any]], num: int | None) ->
         return f"{known}."
     if gap[0] < -2 * gap[1]:
         more = uncertain(-gap[0], gap[1])
-        return f"{known}; it is underestimated, for the best Gaussian posteriors seem to reach {more} more."
+        return f"{known}; it is underestimated, for the best fitted posteriors seem to reach {more} more."
     if gap[0] < 2 * gap[1]:
-        return f"{known}, which the best Gaussian posteriors reach within two standard errors ({uncertain(*gap)})."
-    return f"{known}, {uncertain(*gap)} more than the best Gaussian posteriors reach."
+        return f"{known}, which the best fitted posteriors reach within two standard errors ({uncertain(*gap)})."
+    return f"{known}, {uncertain(*gap)} more than the best fitted posteriors reach."
 
 
 def _over(num: int | None) -> str:

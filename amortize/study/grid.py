@@ -47,7 +47,8 @@ class GridResult:
         failed) and ``error``.
     table
         A row a cell: the axes, then mean and ``_se`` over datapoints of every quantity of the ledger (nats), the number
-        of datapoints and how many of them failed, seconds of its stages (shared ones count in each), advice and error.
+        of datapoints and how many of them failed, seconds of its stages (shared ones count in each), cause, advice and
+        error.
     means
         The same quantities averaged over the seeds of a grid that has an axis of seeds, with ``_se`` over seeds.
     paired

@@ -62,6 +62,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
         "guide_family": ledger.guide_family,
         "families": list(ledger.families),
         "advice": ledger.advice,
+        "cause": ledger.cause,
         "summary": {str(name): dict(row) for name, row in ledger.summary.iterrows()},
         "seconds": cell.result.seconds,
         **{name: attrs[name] for name in ("data_hash", "spec_hash", "protocol") if name in attrs},

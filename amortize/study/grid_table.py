@@ -49,7 +49,7 @@ def _row(cell: CellResult) -> dict[str, Any]:
     row: dict[str, Any] = {"num_datapoints": len(ledger.table), "num_failed": num_failed(ledger.summary)}
     for name, statistics in ledger.summary.iterrows():
         row[str(name)], row[f"{name}_se"] = statistics["mean"], statistics["se"]
-    return {**row, "seconds": sum(seconds.values()), "advice": ledger.advice, "error": ""}
+    return {**row, "seconds": sum(seconds.values()), "cause": ledger.cause, "advice": ledger.advice, "error": ""}
 
 
 def num_failed(summary: pd.DataFrame) -> int:

@@ -93,7 +93,7 @@ class Stages:
         total = time.perf_counter() - self._begin
         took = "" if seconds is None else f"{seconds:8.1f} s"
         style = {"...": "dim", "done": "green", "kept": "cyan"}[verb]
-        line = Text.assemble((f"{total:7.1f} s  ", "dim"), f"{name:<24}", (f"{verb:<6}", style), took)
+        line = Text.assemble((f"{total:7.1f} s  ", "dim"), f"{name:<32} ", (f"{verb:<6}", style), took)
         self._console.print(line)
 
 

@@ -5,6 +5,7 @@ The gaps are drawn, not measured; only their sums and their summary are consiste
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,6 +134,8 @@ class FakeLocal:
     elbo_se: np.ndarray
     converged: np.ndarray
     num_steps: np.ndarray
+    num_gradients: np.ndarray
+    family_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=lambda: {"num_draws": 8, "num_steps": 3000, "init": "guide"})
     seconds: float = 20.0
 
@@ -147,6 +150,121 @@ class FakeLedger:
     guide_family: str = "mean-field"
     families: tuple[str, ...] = FAMILIES
     settings: dict[str, Any] = field(default_factory=lambda: {"num_draws": 1000, "seed": 0})
+    cause: str = "small-encoder"
+    clues: dict[str, float] = field(default_factory=lambda: {"continued": 0.01, "continued_se": 0.02})
+    labels: np.ndarray | None = None
+    splits: pd.DataFrame | None = None
+    latents: pd.DataFrame | None = None
+    break_even: pd.DataFrame | None = None
+
+    @property
+    def tower(self) -> pd.DataFrame:
+        rungs = [name for name in ("guide", *self.families, "log_evidence") if _column(name) in self.table]
+        rises = {
+            (low, high): (self.table[_column(high)] - self.table[_column(low)]).dropna()
+            for low, high in itertools.pairwise(rungs)
+        }
+        rows = [
+            (*step, rise.mean(), rise.std() / max(len(rise), 1) ** 0.5, 0.01, len(rise), 0)
+            for step, rise in rises.items()
+        ]
+        return pd.DataFrame(rows, columns=["lower", "upper", "gain", "se", "mc_se", "num", "num_failed"])
+
+    @property
+    def cost(self) -> pd.DataFrame:
+        names = ["guide", *self.families, "log_evidence"]
+        columns = {
+            "seconds": [0.01, 20.0, 30.0, 12.5],
+            "seconds_per_datapoint": [0.0002, 0.33, 0.5, 0.2],
+            "gradients_per_datapoint": [0.0, 9000.0, 12000.0, 17000.0],
+            "elbo": [self.table[_column(name)].mean() if _column(name) in self.table else np.nan for name in names],
+            "training_seconds": [60.0, 0.0, 0.0, 0.0],
+            "training_gradients": [4e5, 0.0, 0.0, 0.0],
+        }
+        return pd.DataFrame(columns, index=names)
+
+    def curve(self) -> pd.DataFrame:
+        rows = []
+        for name, part in self.local.items():
+            for look in range(1, 20):
+                elbo = np.nanmean(part.elbo) - 9 / look**2 if np.isfinite(part.elbo).any() else np.nan
+                rows.append((name, 0.1 * look, 0.1 * look / 60, 80.0 * look, elbo, 0.5))
+        names = ["method", "seconds", "seconds_per_datapoint", "gradients_per_datapoint", "elbo", "se"]
+        return pd.DataFrame(rows, columns=names)
+
+    def by(self) -> pd.DataFrame:
+        gaps = [name for name in ("inference_gap", "approximation_gap", "amortization_gap") if name in self.table]
+        rows = {}
+        for label in np.unique(self.labels):
+            own, rest = self.table[self.labels == label], self.table[self.labels != label]
+            row = {"num": len(own), "num_failed": 0}
+            for name in gaps:
+                row |= {name: own[name].mean(), f"{name}_se": own[name].std() / len(own) ** 0.5}
+            difference = own[gaps[0]].mean() - rest[gaps[0]].mean()
+            z = difference / row[f"{gaps[0]}_se"]
+            rows[str(label)] = {
+                **row,
+                "difference": difference,
+                "difference_se": difference / z,
+                "z": z,
+                "worse": z > 3,
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _column(rung: str) -> str:
+    return rung if rung == "log_evidence" else f"elbo_{rung.replace('-', '_')}"
+
+
+def full_ledger(num: int = 60, *, seed: int = 0) -> FakeLedger:
+    """A ledger with all that one may hold."""
+    made, rng = ledger(num, seed=seed), np.random.default_rng(seed)
+    kl = np.sort(rng.gamma(0.6, 1.2, 12))[::-1]
+    latents = pd.DataFrame(
+        {
+            "site": "z",
+            "index": np.arange(12),
+            "kl": kl,
+            "kl_se": 0.05 * kl,
+            "kind": "density",
+            "activity": kl / 4,
+            "active": kl > 0.1,
+        }
+    )
+    even = pd.DataFrame(
+        {
+            "reached": [True],
+            "seconds_per_datapoint": 0.02,
+            "gradients_per_datapoint": 900.0,
+            "num_datapoints": 3000.4,
+            "num_datapoints_by_gradients": 444.4,
+        },
+        index=["mean-field"],
+    )
+    labels = np.arange(num) % 3
+    made.table.loc[labels == 1, ["inference_gap", "amortization_gap"]] += 3.0
+    made.table.loc[labels == 1, "elbo_guide"] -= 3.0
+    splits = pd.DataFrame(
+        {
+            "train": [0.5, 0.2],
+            "train_se": [0.05, 0.02],
+            "test": [1.5, 0.25],
+            "test_se": [0.1, 0.03],
+            "difference": [1.0, 0.05],
+            "difference_se": [0.11, 0.04],
+            "num_train": num,
+            "num_test": num,
+        },
+        index=["amortization_gap", "approximation_gap"],
+    )
+    return replace(
+        made,
+        summary=_summary(made.table),
+        labels=labels,
+        splits=splits,
+        latents=latents,
+        break_even=even,
+    )
 
 
 def ledger(num: int = 60, *, seed: int = 0, failed: tuple[int, ...] = ()) -> FakeLedger:
@@ -210,7 +328,7 @@ def _evidence(log_evidence: np.ndarray, rng: np.random.Generator, failed: tuple[
 def _local(elbo: pd.Series, rng: np.random.Generator) -> FakeLocal:
     num = len(elbo)
     steps = rng.integers(300, 3000, num)
-    return FakeLocal(elbo.to_numpy(), np.full(num, 0.02), steps < 2800, steps)
+    return FakeLocal(elbo.to_numpy(), np.full(num, 0.02), steps < 2800, steps, 8.0 * steps)
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -287,6 +405,11 @@ def digits_tree(num: int = 60, *, failed: tuple[int, ...] = ()) -> xr.DataTree:
         },
         attrs={**ATTRS, "image_shape": [8, 8], "labels": digits.target[:num].tolist()},
     )
+
+
+def full_tree(num: int = 60) -> xr.DataTree:
+    """A tree with every part that a ledger may have."""
+    return to_datatree(ledger=full_ledger(num), history=history(), attrs={**ATTRS, "title": "All of the ledger"})
 
 
 def guideless_tree(num: int = 40) -> xr.DataTree:

@@ -18,6 +18,7 @@ TREES = {
     "vectors": examples.vectors_tree,
     "auto": lambda: examples.auto_tree(40),
     "no guide": examples.guideless_tree,
+    "whole ledger": examples.full_tree,
     "all failed": lambda: examples.digits_tree(6, failed=tuple(range(6))),
 }
 

@@ -142,3 +142,22 @@ def test_sampled_steps_keep_both_ends(num, limit, expected):
 
 def test_rungs_that_were_not_measured_are_left_out():
     assert rung_names(["flow"], ["elbo_guide", "log_evidence"]) == ["elbo_guide", "log_evidence"]
+
+
+def test_tables_of_the_ledger_come_back_from_the_tree_as_they_were():
+    made = examples.full_ledger(30)
+    document = read_document(to_datatree(ledger=made))
+    assert document["cause"] == "small-encoder"
+    frames = {
+        "tower": made.tower,
+        "splits": made.splits.rename_axis("quantity").reset_index(),
+        "labels": made.by().rename_axis("label").reset_index(),
+        "latents": made.latents,
+        "cost": made.cost.rename_axis("used").reset_index(),
+        "break_even": made.break_even.rename_axis("used").reset_index(),
+        "curve": made.curve(),
+    }
+    for name, frame in frames.items():
+        assert document[name] == frame.to_dict("records"), name
+    bare = read_document(to_datatree(ledger=examples.ledger(5)))
+    assert set(frames) - set(bare) == {"splits", "labels", "latents", "break_even"}

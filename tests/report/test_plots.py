@@ -16,7 +16,7 @@ def document():
 
 def test_one_figure_for_each_part(document):
     annealing = ["path-spread", "path-acceptance", "path-step"]
-    assert list(figures(document)) == ["ladder", "gaps", "khat", "training", "evidence", *annealing]
+    assert list(figures(document)) == ["ladder", "gaps", "khat", "curve", "training", "evidence", *annealing]
     assert list(figures(read_document(to_datatree(history=examples.history(10))))) == ["training"]
     assert figures(read_document(to_datatree())) == {}
 
@@ -69,7 +69,7 @@ def test_labels_are_not_read_as_markup():
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_few_datapoints_can_be_drawn(num):
-    assert len(figures(read_document(to_datatree(ledger=examples.ledger(num), history=examples.history(1))))) == 8
+    assert len(figures(read_document(to_datatree(ledger=examples.ledger(num), history=examples.history(1))))) == 9
 
 
 def test_the_path_is_drawn_as_a_line_in_a_band(document):
@@ -95,3 +95,22 @@ def test_costs_are_drawn_for_methods_that_chose():
     assert [trace.name for trace in points] == ["importance sampling (PSIS)", "AIS, 100 temperatures", "SMC"]
     assert len({trace.marker.symbol for trace in points}) == 3
     assert sum(len(trace.x) for trace in points) == 120
+
+
+def test_latents_are_drawn_largest_first_and_those_at_rest_apart():
+    made = examples.full_ledger(30)
+    drawn = {trace.name: trace for trace in figures(read_document(to_datatree(ledger=made)))["latents"].data}
+    kl = made.latents["kl"].to_numpy()
+    np.testing.assert_allclose(drawn["active"].y, kl[kl > 0.1])
+    np.testing.assert_allclose(drawn["at rest"].y, kl[kl <= 0.1])
+    assert min(drawn["at rest"].x) > max(drawn["active"].x)
+
+
+def test_quality_against_time_ends_where_each_fit_did():
+    made = examples.full_ledger(30)
+    drawn = {trace.name: trace for trace in figures(read_document(to_datatree(ledger=made)))["curve"].data}
+    frame = made.curve()
+    for family in examples.FAMILIES:
+        own = frame[frame["method"] == family]
+        np.testing.assert_allclose(drawn[family].y, own["elbo"])
+        np.testing.assert_allclose(drawn[family].x, own["seconds_per_datapoint"])

@@ -51,7 +51,7 @@ def test_the_verdict_blames_evidence_below_a_fitted_posterior(se):
         "amortization_gap": {"mean": 3.4, "se": 0.1},
     }
     sentence = verdict(rows, "mean-field")
-    assert sentence.startswith("The evidence is underestimated: the best Gaussian posteriors reach 0.50")
+    assert sentence.startswith("The evidence is underestimated: the best fitted posteriors reach 0.50")
     assert "network" not in sentence and sentence.count(". ") == 0
     noise = rows | {"approximation_gap": {"mean": -0.5, "se": 0.4}}
     assert "underestimated" not in verdict(noise, "mean-field")

@@ -64,14 +64,17 @@ class LowRankDensity(Density):
         return result
 
     def log_density(self, u: Tensor) -> Tensor:
-        """Log q at u (S, N, D): (S, N), by the Woodbury identity; NaN where the covariance is not positive definite."""
+        """Log q at u (S, N, D): (S, N), NaN where the covariance is not positive definite."""
         white = (u - self.loc) / self.scale
         thin, root, broken = self._inside
         along = torch.einsum("nir,sni->nrs", thin, white)
-        inside = torch.linalg.solve_triangular(root, along, upper=False).square().sum(1).T
+        mean = torch.cholesky_solve(along, root)
+        # as a sum of squares, where long directions don't cancel as they do in Woodbury's difference
+        rest = white - torch.einsum("nir,nrs->sni", thin, mean)
+        square = rest.square().sum(-1) + mean.square().sum(1).T
         log_det = self.scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_norm = -log_det - 0.5 * u.shape[-1] * math.log(2 * math.pi)
-        result: Tensor = -0.5 * (white.square().sum(-1) - inside) + log_norm
+        result: Tensor = -0.5 * square + log_norm
         return result.masked_fill(broken, math.nan)
 
     @cached_property

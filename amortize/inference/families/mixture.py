@@ -45,32 +45,63 @@ class MixtureDensity(Density):
 
     def draw(self, num_draws: int, generator: torch.Generator) -> Tensor:
         """A component by the weights, then a draw of it."""
-        weights = self.log_weights.exp()
-        known = torch.isfinite(weights).all(-1, keepdim=True)  # of others, the density is not known either
-        which = torch.multinomial(
-            torch.where(known, weights, 1.0), num_draws, replacement=True, generator=generator
-        ).T  # (S, N)
-        every = self.push(self.noise(num_draws, generator))
-        return every.gather(2, which[..., None, None].expand(-1, -1, 1, every.shape[-1])).squeeze(2)
+        return self._drawn(num_draws, generator)[0]
+
+    def draw_scored(self, num_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws, and their log density, in which the component that made them is scored by its noise."""
+        u, which, own = self._drawn(num_draws, generator)
+        terms = self._terms(u)
+        return u, terms.scatter(2, which.unsqueeze(-1), own.unsqueeze(-1)).logsumexp(2)
+
+    def log_density(self, u: Tensor) -> Tensor:
+        """Log q at u (S, N, D): (S, N)."""
+        return self._terms(u).logsumexp(2)
+
+    def stratified(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws of each component (S K, N, D) from noise (S, N, K, D), and their log density (S K, N).
+
+        The log density hangs on u alone; its value is that by the noise, which no rounding can make too small.
+        """
+        u = self._push(noise).movedim(2, 1).flatten(0, 1)
+        fixed = MixtureDensity(*(value.detach() for value in (self.log_weights, self.loc, self.scale_tril)))
+        terms = fixed._terms(u).unflatten(0, noise.shape[:1] + noise.shape[2:3])  # type: ignore[no-untyped-call]
+        own = terms.diagonal(dim1=1, dim2=3)
+        exact = fixed._log_norm() - 0.5 * noise.square().sum(-1)
+        terms = terms + torch.diag_embed((exact - own).detach(), dim1=1, dim2=3)
+        return u, terms.logsumexp(3).flatten(0, 1)
 
     def noise(self, num_draws: int, generator: torch.Generator) -> Tensor:
         """Standard normal (S, N, K, D)."""
         shape = (num_draws, *self.loc.shape)
         return torch.randn(shape, generator=generator, device=self.loc.device, dtype=self.loc.dtype)
 
-    def push(self, noise: Tensor) -> Tensor:
+    def _drawn(self, num_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws u (S, N, D), the components that made them (S, N), and log weight and density there (S, N)."""
+        weights = self.log_weights.exp()
+        known = torch.isfinite(weights).all(-1, keepdim=True)  # of others, the density is not known either
+        weights = torch.where(known, weights, 1.0)
+        which = torch.multinomial(weights, num_draws, replacement=True, generator=generator).T
+        noise = self.noise(num_draws, generator)
+        u = self._push(noise).gather(2, which[..., None, None].expand(-1, -1, 1, noise.shape[-1])).squeeze(2)
+        every = self._log_norm() - 0.5 * noise.square().sum(-1)
+        return u, which, every.gather(2, which.unsqueeze(-1)).squeeze(-1)
+
+    def _push(self, noise: Tensor) -> Tensor:
         """Draws of each component, (S, N, K, D), from noise of that shape."""
         result: Tensor = self.loc + torch.einsum("nkij,snkj->snki", self.scale_tril, noise)
         return result
 
-    def log_density(self, u: Tensor) -> Tensor:
-        """Log q at u (S, N, D): (S, N)."""
+    def _terms(self, u: Tensor) -> Tensor:
+        """Log weight and density of each component at u (S, N, D): (S, N, K)."""
         centred = (u.unsqueeze(2) - self.loc).movedim(0, -1)
         white = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
-        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_norm = self.log_weights - log_det - 0.5 * u.shape[-1] * math.log(2 * math.pi)
-        result: Tensor = (log_norm.unsqueeze(-1) - 0.5 * white.square().sum(2)).logsumexp(1).T
+        result: Tensor = self._log_norm() - 0.5 * white.square().sum(2).movedim(-1, 0)
         return result
+
+    def _log_norm(self) -> Tensor:
+        """Log weight and log density of each component at its mean, (N, K)."""
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.log_weights - log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -135,7 +166,10 @@ def _like(rows: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Theta (N, K (1 + D + D + T)), each component in the frame of where it begins: L' = L (e^diag + lower)."""
+    """Theta (N, K (1 + D + D + T)), each component in the frame of where it begins: L' = L (e^diag + lower).
+
+    Below the diagonal steps are shorter, as D of them add up in a row.
+    """
 
     mixed: Mixed
 
@@ -152,7 +186,7 @@ class _Frame:
         parts = theta[:, num_components:].reshape(num, num_components, -1)
         row, column = torch.tril_indices(dim, dim, -1, device=theta.device)
         below = theta.new_zeros(num, num_components, dim * dim)
-        below = below.index_copy(2, row * dim + column, parts[..., 2 * dim :]).reshape(tril.shape)
+        below = below.index_copy(2, row * dim + column, parts[..., 2 * dim :] * dim**-0.5).reshape(tril.shape)
         turn = torch.diag_embed(parts[..., dim : 2 * dim].exp()) + below
         moved = loc + torch.einsum("nkij,nkj->nki", tril, parts[..., :dim])
         return MixtureDensity(theta[:, :num_components].log_softmax(-1), moved, tril @ turn)
@@ -168,7 +202,6 @@ class _Draw:
     def __call__(self, theta: Tensor, index: Tensor, noise: torch.Generator) -> Drawn:
         density = self.frame.density(theta, index)
         half = density.noise(self.num_draws // 2, noise)
-        u = density.push(torch.cat([half, -half])).movedim(2, 1).flatten(0, 1)
-        log_q = self.frame.density(theta.detach(), index).log_density(u)
+        u, log_q = density.stratified(torch.cat([half, -half]))
         weight = density.log_weights.exp().T.repeat(self.num_draws, 1) / self.num_draws
         return Drawn(u, log_q, weight)

@@ -112,7 +112,7 @@ def _joined(problem: Problem, loc: Tensor, scale_tril: Tensor) -> Mixed:
     spare = host != torch.arange(loc.shape[1], device=loc.device)
     gen = generator(problem.seed, "spares", device=loc.device)
     noise = torch.randn(loc.shape, generator=gen, device=loc.device, dtype=loc.dtype)
-    away = APART * torch.einsum("nkij,nkj->nki", scale_tril[every, host], noise)
+    away = APART * torch.einsum("nkij,nkj->nki", scale_tril[every, host], noise) / math.sqrt(loc.shape[-1])
     size = torch.zeros_like(elbo).scatter_add_(1, host, torch.ones_like(elbo))
     logits = elbo[every, host] - size[every, host].log()
     return Mixed(

@@ -84,6 +84,16 @@ def test_one_row_that_is_broken_is_nan_and_spoils_no_other():
     torch.testing.assert_close(value[:, [0, 2]], whole.log_density(u)[:, [0, 2]])
 
 
+def test_long_directions_are_not_lost_to_rounding():
+    """In single precision, with directions a thousand times longer than the rest."""
+    exact = members(dim=20)
+    exact = LowRankDensity(exact.loc, exact.scale, 300 * exact.factor)
+    u = exact.draw(200, torch.Generator().manual_seed(1)).float()
+    rounded = LowRankDensity(exact.loc.float(), exact.scale.float(), exact.factor.float())
+    error = rounded.log_density(u).double() - exact.log_density(u.double())
+    assert error.abs().max() < 0.1 and abs(float(error.mean())) < 0.01
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_the_nearest_is_the_best_there_is(factor_analysis, gaps, rank):
     covariance = factor_analysis[2]

@@ -1,16 +1,18 @@
 r"""Whether a datapoint's posterior has several modes: ascents from draws of prior and guide, and the way between them.
 
-Two ends u and v of ascents are different modes if the log joint dips between them,
+Ends u and v of two ascents are different modes if every way from one to the other dips: the log joint on the straight
+line, and its maxima over the planes across the line at a quarter, a half and three quarters of it,
 
-.. math:: \min_{0 < t < 1} \log p(x, u + t (v - u)) < \min(\log p(x, u), \log p(x, v)) - \text{DIP},
+.. math:: \min_t \max_{w \perp v - u} \log p(x, u + t (v - u) + w) < \min(\log p(x, u), \log p(x, v)) - \text{DIP},
 
-on the straight line; a mode counts if it is within `LEVEL` nats of the highest. A curved ridge, such as a ring, dips
-too: it is called multimodal, and what helps there is the same. Letters: M starts, n datapoints, D latents.
+so that a ridge that is bent, or a ring, is one. A mode counts if it is within `LEVEL` nats of the highest. Letters: M
+ends, n datapoints, D latents.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ DIP = 1.0
 LEVEL = 3.0
 """Nats below the highest mode at which another still counts."""
 ON_A_LINE = 33
+ACROSS = (0.25, 0.5, 0.75)
+"""Where on the line the planes across it stand."""
 
 
 def share_multimodal(program: Program, data: Data, *, seed: int) -> float:
@@ -50,8 +54,8 @@ def share_multimodal(program: Program, data: Data, *, seed: int) -> float:
         log_joint = program.log_joint(picked)
         starts = _starts(program, log_joint, picked, seed)
         problem = Problem(log_joint, PriorStart(log_joint), picked, len(starts), NUM_STEPS, seed)
-        ends, height = _ascended(problem, starts)
-        return float(_has_several(log_joint, picked, ends, height).double().mean())
+        scale = starts.flatten(0, 1).std(0).nan_to_num(1.0).clamp(min=1e-6)
+        return float(_has_several(problem, _ascended(problem, starts, scale), scale).double().mean())
 
 
 def _starts(program: Program, log_joint: LogJoint, data: Data, seed: int) -> Tensor:
@@ -65,10 +69,11 @@ def _starts(program: Program, log_joint: LogJoint, data: Data, seed: int) -> Ten
     return torch.cat([u.reshape(count, data.num_datapoints, -1) for u in draws])
 
 
-def _ascended(problem: Problem, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ascents end, (M, n, D), and the log joint there (M, n); -inf where an ascent was lost."""
-    scale = starts.flatten(0, 1).std(0).nan_to_num(1.0).clamp(min=1e-6)
-    white = (starts / scale).flatten(0, 1)
+def _ascended(problem: Problem, starts: Tensor, scale: Tensor, across: Tensor | None = None) -> Tensor:
+    """Where ascents end, (M, n, D); moves keep to the plane across the directions ``across`` (M, n, D), if given."""
+    begin = (starts / scale).flatten(0, 1)
+    white = begin.clone()
+    unit = None if across is None else torch.nn.functional.normalize((across / scale).flatten(0, 1), dim=-1)
     optimiser = torch.optim.Adam([white], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, NUM_STEPS, eta_min=0.01 * RATE)
     for _ in range(NUM_STEPS):
@@ -76,26 +81,37 @@ def _ascended(problem: Problem, starts: Tensor) -> tuple[Tensor, Tensor]:
         white.grad = -(slope * scale).nan_to_num(0.0, 0.0, 0.0)
         optimiser.step()
         schedule.step()
-    ends = (white * scale).reshape(starts.shape)
-    return ends, _heights(problem.log_joint, problem.data, ends)
+        if unit is not None:  # Adam's own scaling leaves the plane
+            white.sub_(unit * ((white - begin) * unit).sum(-1, keepdim=True))
+    return (white * scale).reshape(starts.shape)
 
 
-def _has_several(log_joint: LogJoint, data: Data, ends: Tensor, height: Tensor) -> Tensor:
+def _has_several(problem: Problem, ends: Tensor, scale: Tensor) -> Tensor:
     """Whether a mode that counts lies beyond a dip from the highest, (n,) bool."""
-    top = height.argmax(0)
+    height = _heights(problem, ends)
     rows = torch.arange(ends.shape[1], device=ends.device)
-    best, best_height = ends[top, rows], height[top, rows]
-    share = torch.linspace(0, 1, ON_A_LINE, dtype=ends.dtype, device=ends.device)[1:-1]
-    several = torch.zeros_like(best_height, dtype=torch.bool)
-    for end, level in zip(ends, height, strict=True):  # one end at a time: a line is many points
-        line = best + share[:, None, None] * (end - best)
-        lowest = _heights(log_joint, data, line).amin(0)
-        several |= (lowest < torch.minimum(level, best_height) - DIP) & (level > best_height - LEVEL)
-    return several
+    best = ends[height.argmax(0), rows]
+    floor = torch.minimum(height, height.amax(0)) - DIP
+    apart = torch.stack([_on_the_line(problem, best, end) for end in ends]) < floor
+    apart &= height > height.amax(0) - LEVEL
+    flagged = apart.any(0).nonzero().flatten()
+    if not len(flagged):
+        return apart.any(0)
+    some, beyond = replace(problem.rows(flagged), num_draws=len(ends)), ends[:, flagged] - best[flagged]
+    peaks = [_ascended(some, best[flagged] + share * beyond, scale, across=beyond) for share in ACROSS]
+    crossed = torch.stack([_heights(some, peak) for peak in peaks]).amin(0)
+    apart[:, flagged] &= crossed < floor[:, flagged]
+    return apart.any(0)
+
+
+def _on_the_line(problem: Problem, best: Tensor, end: Tensor) -> Tensor:
+    """The lowest log joint on the straight line, (n,)."""
+    share = torch.linspace(0, 1, ON_A_LINE, dtype=end.dtype, device=end.device)[1:-1]
+    return _heights(problem, best + share[:, None, None] * (end - best)).amin(0)
 
 
 @torch.no_grad()
-def _heights(log_joint: LogJoint, data: Data, u: Tensor) -> Tensor:
+def _heights(problem: Problem, u: Tensor) -> Tensor:
     """Log joint at u (M, n, D): (M, n) nats, -inf where it is not a number."""
-    joint = log_joint.terms(data.fold(len(u)), u=u.flatten(0, 1)).joint
+    joint = problem.log_joint.terms(problem.data.fold(len(u)), u=u.flatten(0, 1)).joint
     return joint.reshape(u.shape[:2]).nan_to_num(-torch.inf, torch.inf, -torch.inf)

@@ -12,12 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from amortize.errors import TrainingError
 from amortize.inference.importance import log_ratios
-from amortize.inference.starts import GuideStart
+from amortize.inference.starts import GuideStart, PriorStart
 from amortize.inference.svi import Training, fit
 from amortize.program.data import Data
+from amortize.program.discover import HEAD
 from amortize.program.program import Program
 from amortize.random import check_seed, stream_seed
 from amortize.study.causes import Clues
@@ -74,7 +77,7 @@ def continue_training(program: Program, data: Data, x_train: Any, *, seed: int =
         return None
     training = Training(learning_rate=CONTINUED_RATE, schedule="cosine", clip_norm=100.0, progress=False)
     before = _elbos(program, data, seed)
-    with _model_frozen(program), _put_back(program):
+    with _model_frozen(program, data), _put_back(program):
         try:
             fitted = fit(program, x_train, num_steps=CONTINUED_STEPS, seed=seed, training=training)
         except TrainingError:
@@ -95,9 +98,9 @@ def _elbos(program: Program, data: Data, seed: int) -> np.ndarray:
 
 
 @contextmanager
-def _model_frozen(program: Program) -> Iterator[None]:
-    """No parameter of the model is trained inside, those that the guide shares included."""
-    frozen = [parameter for parameter in program.model.parameters() if parameter.requires_grad]
+def _model_frozen(program: Program, data: Data) -> Iterator[None]:
+    """No parameter that the model's density hangs on is trained inside, those that the guide shares included."""
+    frozen = _of_model(program, data)
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
@@ -105,6 +108,20 @@ def _model_frozen(program: Program) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _of_model(program: Program, data: Data) -> list[Tensor]:
+    """Parameters that the log joint hangs on: model and guide may be methods of one module, and hold all of it."""
+    own = [parameter for parameter in program.parameters() if parameter.requires_grad]
+    few = data.head(HEAD)
+    with program.evaluating(), torch.enable_grad():
+        log_joint = program.log_joint(few)
+        u = PriorStart(log_joint).draw(few, 0, "model").u
+        joint = log_joint.terms(few, u=u).joint.sum()
+        if not joint.requires_grad or not own:
+            return []
+        slopes = torch.autograd.grad(joint, own, allow_unused=True)
+    return [parameter for parameter, slope in zip(own, slopes, strict=True) if slope is not None]
 
 
 @contextmanager

@@ -66,8 +66,8 @@ class MixtureDensity(Density):
         fixed = MixtureDensity(*(value.detach() for value in (self.log_weights, self.loc, self.scale_tril)))
         terms = fixed._terms(u).unflatten(0, noise.shape[:1] + noise.shape[2:3])  # type: ignore[no-untyped-call]
         own = terms.diagonal(dim1=1, dim2=3)
-        exact = fixed._log_norm() - 0.5 * noise.square().sum(-1)
-        terms = terms + torch.diag_embed((exact - own).detach(), dim1=1, dim2=3)
+        exact = fixed._log_norm() - 0.5 * noise.square().sum(-1)  # (S, N, K), as own is
+        terms = terms.diagonal_scatter(exact + (own - own.detach()), dim1=1, dim2=3)
         return u, terms.logsumexp(3).flatten(0, 1)
 
     def noise(self, num_draws: int, generator: torch.Generator) -> Tensor:

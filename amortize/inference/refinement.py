@@ -34,7 +34,8 @@ from amortize.random import check_seed, stream_seed
 
 __all__ = ["Refinement", "refine"]
 
-METHODS = ("gradient", "svi", "langevin")
+NUM_DRAWS = {"gradient": 32, "svi": 32, "langevin": 64}
+METHODS = tuple(NUM_DRAWS)
 STRETCHES = ("diagonal", "full")
 MEASURED_DRAWS = 500
 MEASURED_RUNS = 200  # of Langevin steps, each a gradient
@@ -137,7 +138,7 @@ def refine(  # noqa: PLR0913 (the public face)
     num_steps: int = 20,
     method: str = "gradient",
     stretch: str | None = None,
-    num_draws: int = 32,
+    num_draws: int | None = None,
     seed: int = 0,
     device: str | None = None,
 ) -> Refinement:
@@ -157,7 +158,7 @@ def refine(  # noqa: PLR0913 (the public face)
         Of "gradient" and "svi": "diagonal" (default) moves and stretches each latent dimension by itself, which keeps a
         mean-field guide mean-field; "full" correlates them too, for guides of full covariance, or to go beyond.
     num_draws
-        S, draws of the guide that a step takes; of "langevin", trial runs for each step size.
+        S, draws of the guide that a step takes, 32 where None; of "langevin", trial runs for each step size, 64.
     seed, device
         Of all draws, and where to run ("cpu", "cuda").
 
@@ -191,6 +192,7 @@ def refine(  # noqa: PLR0913 (the public face)
     """
     require_program(program)
     _check(method, stretch)
+    num_draws = NUM_DRAWS[method] if num_draws is None else num_draws
     num_steps, num_draws = check_count("num_steps", num_steps), check_count("num_draws", num_draws, 2)
     seed = check_seed(seed)
     begin = time.perf_counter()

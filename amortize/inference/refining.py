@@ -1,10 +1,10 @@
 r"""Steps from an amortized guide towards the best posterior of each datapoint: ascent of the ELBO in affine maps.
 
 Each step is a share of the natural gradient on draws of the guide (see ``affine``), the same draws at every step or
-fresh ones. Other draws check it: a datapoint whose ELBO on these has not risen goes back, with half the rate. The map
-that is handed out at each step is the identity for all datapoints whose gain on the checking draws is not beyond its
-noise. So both the ascent and the check may overfit their draws; what is reported is measured on draws of which neither
-knows.
+fresh ones. Other draws check it: a datapoint whose ELBO on these has not risen goes back, with half the rate. A third
+set guards the guide: only maps whose gain over it, on this set, is beyond noise are handed out, and until there is one,
+the identity is. Ascent and check may overfit their draws, so each has its own, and what is reported is measured on
+draws of which none of them knows.
 
 Letters: S draws, N datapoints, D latents, M sampled discrete variables, K steps.
 """
@@ -31,12 +31,12 @@ from amortize.program.density import Latents
 __all__ = ["MAX_ROWS", "Ascent", "Path", "beyond_noise", "drawn", "frame_of", "log_weights"]
 
 MAX_ROWS = 2**15
-MOMENT_DRAWS, CHECK_DRAWS = 512, 64
+MOMENT_DRAWS, CHECK_DRAWS, GUARD_DRAWS = 512, 64, 128
 FIRST_RATE, MOST_RATE = 0.4, 0.6  # of a natural gradient: 1 would go to the optimum of a Gaussian posterior at once
 RISE, CUT = 1.2, 0.5
 LONGEST_STEP = 3.0  # in the frame of the posterior as it stands, over all its dimensions
-NOISE = 2.0
-"""Standard errors by which a gain on the checking draws must lie above zero to be believed."""
+NOISE, LEAST_GAIN = 3.0, 0.01
+"""Standard errors, and nats, that a gain on the guarding draws must exceed to be believed."""
 
 
 class Path(NamedTuple):
@@ -68,25 +68,25 @@ class Ascent:
     def run(self, start: Start, data: Data, *, seed: int) -> Path:
         """Step from the identity."""
         begin = time.perf_counter()
-        first = drawn(start, data, max(MOMENT_DRAWS, self.num_draws + CHECK_DRAWS), seed=seed, stream="pool")
-        frame = frame_of(first.u.reshape(-1, data.num_datapoints, first.u.shape[-1]))
-        rows = self.num_draws * data.num_datapoints
-        common = Latents(first.u[:rows], first.choices[:rows])
-        more = rows + CHECK_DRAWS * data.num_datapoints
-        check = _Check(start, data, frame, Latents(first.u[rows:more], first.choices[rows:more]))
+        sizes = (self.num_draws, CHECK_DRAWS, GUARD_DRAWS)
+        pool = drawn(start, data, max(MOMENT_DRAWS, sum(sizes)), seed=seed, stream="pool")
+        frame = frame_of(pool.u.reshape(-1, data.num_datapoints, pool.u.shape[-1]))
+        common, *others = _parted(pool, [size * data.num_datapoints for size in sizes])
+        check, guard = (_Check(start, data, frame, draws) for draws in others)
         slopes = _slopes(start, data, frame, common)
         begun = identity(frame, full=self.full)
-        values = check(begun)
-        state = _State(begun, values, torch.full_like(frame.loc[:, 0], FIRST_RATE))
+        state = _State(begun, check(begun), torch.full_like(frame.loc[:, 0], FIRST_RATE))
+        guarded = guard(begun)
         maps, seconds = [begun], [0.0]
         for step in range(self.num_steps):
             draws = drawn(start, data, self.num_draws, seed=seed, stream=f"step-{step}") if self.fresh else common
             state = self._step(state, frame, draws, slopes, check)
-            safe = beyond_noise(state.values - values)
-            maps.append(state.maps.where(safe, begun))
+            safe = beyond_noise(guard(state.maps) - guarded)
+            maps.append(state.maps.where(safe, maps[-1]))
             seconds.append(time.perf_counter() - begin)
-        each = self.num_draws * (1 + VALUE_COST * self.fresh) + VALUE_COST * CHECK_DRAWS
-        before = VALUE_COST * (len(first.u) // data.num_datapoints + CHECK_DRAWS)
+        looks = VALUE_COST * (CHECK_DRAWS + GUARD_DRAWS)
+        each = self.num_draws * (1 + VALUE_COST * self.fresh) + looks
+        before = VALUE_COST * (len(pool.u) // data.num_datapoints) + looks
         cost = np.array([0.0, *(before + each * (step + 1) for step in range(self.num_steps))])
         return Path(frame, maps, np.array(seconds), cost)
 
@@ -140,6 +140,13 @@ def _slopes(start: Start, data: Data, frame: Frame, draws: Latents) -> Compiled:
     return Compiled(slope, (draws.u, draws.choices), (probe, draws.choices))
 
 
+def _parted(draws: Latents, sizes: list[int]) -> list[Latents]:
+    """Consecutive rows, so many in each part; what is left over is left out."""
+    ends = np.cumsum(sizes)
+    places = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return [Latents(draws.u[rows], draws.choices[rows]) for rows in places]
+
+
 def drawn(start: Start, data: Data, num_draws: int, *, seed: int, stream: str) -> Latents:
     """``num_draws`` draws of the start for each datapoint, draw-major, in pieces that fit in memory."""
     size = max(1, MAX_ROWS // (data.num_datapoints * start.log_joint.num_tiles))
@@ -156,14 +163,14 @@ def frame_of(u: Tensor) -> Frame:
     return Frame(loc, torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale)))
 
 
-def beyond_noise(gain: Tensor) -> Tensor:
-    """Whether the mean of gains (S, N), or of each datapoint's (N,), is above zero by more than its noise.
+def beyond_noise(gain: Tensor, noise: float = NOISE) -> Tensor:
+    """Whether the mean of each datapoint's gains (S, N) is above zero by more than its noise, and worth having: (N,).
 
-    Where it was not finite before, any finite value is a gain.
+    Where the value was -inf before, any finite one is a gain.
     """
     mean = gain.mean(0)
     se = gain.std(0) / math.sqrt(len(gain))
-    return (mean > NOISE * se) & (mean > 0) | torch.isposinf(mean)
+    return (mean > noise * se) & (mean > LEAST_GAIN) | torch.isposinf(mean)
 
 
 @torch.no_grad()
@@ -180,6 +187,8 @@ def log_weights(start: Start, data: Data, path: Path, num_draws: int, *, seed: i
         for maps in path.maps[1:]:
             u = push(path.frame, maps, white).flatten(0, 1)
             joint = start.log_joint.terms(folded, u=u, choices=latents.choices).joint
-            steps.append((joint.double() - log_q.double()).reshape(white.shape[:2]) + log_det(maps).double())
+            values = (joint.double() - log_q.double()).reshape(white.shape[:2]) + log_det(maps).double()
+            still = maps.square_norm() == 0  # where nothing moved, rounding is no gain
+            steps.append(torch.where(still, steps[0], values))
         parts.append(torch.stack(steps).cpu().numpy())
     return np.concatenate(parts, 1)

@@ -33,6 +33,8 @@ __all__ = ["LangevinPath", "langevin_path", "looks", "run_langevin"]
 
 STEP_SIZES = (0.1, 0.2, 0.35, 0.5, 0.7)
 """Tried, in units of the guide's standard deviations."""
+TRIAL_NOISE = 2.0
+"""Standard errors by which a trial must gain: less than for maps, as a few step sizes can't overfit their draws."""
 
 
 class LangevinPath(NamedTuple):
@@ -103,7 +105,7 @@ def _searched(start: Start, data: Data, frame: Frame, num_steps: int, num_draws:
         run = run_langevin(start, data, frame, tried, latents, num_steps=num_steps, seed=seed)
         values = run.log_weights.double().reshape(shape)
         better = (values.mean(0) > highest) | ~torch.isfinite(highest) & torch.isfinite(values.mean(0))
-        better &= beyond_noise(values - still)
+        better &= beyond_noise(values - still, TRIAL_NOISE)
         best = torch.where(better, tried, best)
         highest = torch.where(better, values.mean(0), highest)
     return best

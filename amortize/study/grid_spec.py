@@ -143,7 +143,7 @@ def _cell(study: Study, places: tuple[int, ...]) -> Cell:
 
 
 def _folder(coords: Mapping[str, str]) -> str:
-    whole = "_".join(f"{_slug(title)}-{_slug(name)}" for title, name in coords.items())
+    whole = "_".join(f"{_slug(title)}-{_slug(name)}" for title, name in coords.items()).lstrip("-.")
     if len(whole) <= MOST_CHARACTERS:
         return whole
     return f"{whole[: MOST_CHARACTERS - 13]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
@@ -205,4 +205,4 @@ def _label(value: Any) -> str:
 
 
 def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", label).strip("-.")
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", label).rstrip("-.")  # a minus in front tells numbers apart

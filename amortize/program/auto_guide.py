@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from amortize.errors import ContractError
 from amortize.program.auto_guide_choices import ChoiceSite
 from amortize.program.auto_guide_encoder import FLOWS, Encoder, Joint
 from amortize.program.auto_guide_features import Features
@@ -165,6 +166,11 @@ class _Run:
         fn = self._framed(name, layout, joint, support, kept)
         value = self._drawn(name, layout, fn, mask)
         w = fn.w(value)
+        if w.dim() > 2 and name != list(self.guide.plan.sites)[-1]:
+            raise ContractError(
+                f"auto_guide: site {name!r} was drawn for several particles at once, and those after follow it. Take "
+                "objective='iwae', or vectorize_particles=False in Pyro's own"
+            )
         self.w.append(w if kept is None else torch.where(kept, w, 0.0))
         return value
 

@@ -10,6 +10,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import amortize as am
+from amortize.errors import ContractError
 from tests.programs import PROGRAMS
 from tests.statistics import z_value
 
@@ -151,6 +152,15 @@ def test_annealing_from_the_guide_gives_the_evidence():
     program = trained(am.auto_guide(factors, x, family="full-covariance", hidden=()), x, num_steps=150)
     found = am.evidence(program, x, method=am.AIS(num_chains=16, num_temperatures=10))
     assert (np.abs(found.log_evidence - log_evidence(x)) < z_value(16) * found.se + 1e-4).all()
+
+
+def test_pyros_vectorised_particles_are_taken_where_sites_are_apart_and_refused_where_not():
+    x = observed(16, 1)
+    settings = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
+    bare = {name: am.auto_guide(factors, x, family=name, hidden=(8,)) for name in ("mean-field", "full-covariance")}
+    trained(bare["mean-field"], x, num_steps=2, objective=pyro.infer.Trace_ELBO(**settings))
+    with pytest.raises(ContractError, match=r"site 'first' .*several particles at once"):
+        trained(bare["full-covariance"], x, num_steps=2, objective=pyro.infer.Trace_ELBO(**settings))
 
 
 def test_a_guide_serves_pyros_own_training():

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
     from amortize.inference.families.annealed import Annealed as Annealed
+    from amortize.inference.families.flow import IAF as IAF
+    from amortize.inference.families.flow import Coupling as Coupling
+    from amortize.inference.families.flow import Flow as Flow
+    from amortize.inference.families.flow import Spline as Spline
     from amortize.inference.families.low_rank import LowRank as LowRank
     from amortize.inference.families.mixture import Mixture as Mixture
     from amortize.inference.fitted import Fitted as Fitted
@@ -67,15 +71,18 @@ _HOMES = {
     "AMCVAE": "amortize.inference.amcvae",
     "Aggressive": "amortize.inference.aggressive",
     "Comparison": "amortize.study.compare",
+    "Coupling": "amortize.inference.families.flow",
     "DAIS": "amortize.inference.annealed_objectives",
     "Diffusion": "amortize.inference.diffusion",
     "Annealed": "amortize.inference.families.annealed",
     "Auto": "amortize.inference.auto",
     "Evidence": "amortize.inference.evidence",
     "Fitted": "amortize.inference.fitted",
+    "Flow": "amortize.inference.families.flow",
     "GridResult": "amortize.study.grid",
     "GoldStandard": "amortize.inference.gold",
     "HMC": "amortize.inference.hmc",
+    "IAF": "amortize.inference.families.flow",
     "IWAE": "amortize.inference.iwae",
     "ImportanceSampling": "amortize.inference.importance",
     "LMCVAE": "amortize.inference.annealed_objectives",
@@ -91,6 +98,7 @@ _HOMES = {
     "SMC": "amortize.inference.smc",
     "Sandwich": "amortize.inference.sandwich",
     "SemiAmortized": "amortize.inference.semi_amortized",
+    "Spline": "amortize.inference.families.flow",
     "Study": "amortize.study.spec",
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
@@ -117,6 +125,7 @@ __all__ = [
     "AMCVAE",
     "DAIS",
     "HMC",
+    "IAF",
     "IWAE",
     "LMCVAE",
     "MALA",
@@ -127,9 +136,11 @@ __all__ = [
     "Annealed",
     "Auto",
     "Comparison",
+    "Coupling",
     "Diffusion",
     "Evidence",
     "Fitted",
+    "Flow",
     "GoldStandard",
     "GridResult",
     "ImportanceSampling",
@@ -142,6 +153,7 @@ __all__ = [
     "Refinement",
     "Sandwich",
     "SemiAmortized",
+    "Spline",
     "Study",
     "StudyResult",
     "Training",

@@ -22,6 +22,7 @@ Objective = Literal[
     "a-mcvae",
     "dais",
     "mcd",
+    "semi-amortized",
 ]
 TAKES = {
     "iwae": ("num_particles",),
@@ -30,6 +31,7 @@ TAKES = {
     "a-mcvae": ("num_annealing_steps",),
     "dais": ("num_annealing_steps",),
     "mcd": ("num_annealing_steps",),
+    "semi-amortized": ("num_refinement_steps",),
 }
 """Settings by the objective that takes them."""
 
@@ -47,6 +49,14 @@ class FitSpec(Table):
     )
     num_annealing_steps: Count | None = Field(
         default=None, description="annealing steps of l-mcvae, a-mcvae, dais and mcd (not set: 5)"
+    )
+    num_refinement_steps: Count | None = Field(
+        default=None, description="steps of semi-amortized from the guide, trained through (not set: 5)"
+    )
+    aggressive: bool = Field(
+        default=False,
+        description="train the guide ahead of the model until its bound stops rising, while their mutual information"
+        " grows",
     )
     num_steps: Count = Field(default=5000, description="optimiser steps, at most")
     learning_rate: Positive = Field(default=1e-3, description="Adam's learning rate at the start")

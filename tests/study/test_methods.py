@@ -11,12 +11,14 @@ import pytest
 
 import amortize as am
 from amortize.errors import SpecError
+from amortize.inference.families.registry import FAMILIES
 from amortize.inference.hmc import HMC
 from amortize.inference.objectives import BOUNDS, OBJECTIVES
 from amortize.study.evidence_spec import TAKES, EvidenceSpec
 from amortize.study.fit_spec import TAKES as OBJECTIVE_TAKES
 from amortize.study.fit_spec import FitSpec
-from amortize.study.methods import KERNELS, METHODS, method_of, objective_of
+from amortize.study.local_spec import LocalSpec
+from amortize.study.methods import KERNELS, METHODS, families_of, method_of, objective_of
 from amortize.study.run import run
 from tests.study.tiny import mine, same_numbers
 
@@ -41,6 +43,20 @@ def test_every_name_stands_for_something() -> None:
     assert set(get_args(kernels)) == set(KERNELS)
     assert names_of(FitSpec, "objective") == {"auto", *OBJECTIVES, *BOUNDS}
     assert set(OBJECTIVE_TAKES) == set(BOUNDS)
+    names = get_args(LocalSpec.model_fields["families"].annotation)[0]
+    assert set(get_args(names)) == set(FAMILIES) - {"point"}
+
+
+def test_families_take_their_settings_from_poor_to_rich() -> None:
+    spec = LocalSpec(families=("mixture", "low-rank", "mean-field"), settings={"low-rank": {"rank": 3}})
+    made = families_of(spec)
+    assert list(made) == ["mean-field", "low-rank", "mixture"]
+    assert made["low-rank"].settings()["rank"] == 3
+    assert made["mixture"] == FAMILIES["mixture"]()
+    with pytest.raises(SpecError, match=r"local\.settings\.low-rank: no setting 'rnk' \(did you mean rank\?\)"):
+        families_of(LocalSpec(families=("low-rank",), settings={"low-rank": {"rnk": 3}}))
+    with pytest.raises(SpecError, match=r"local\.settings\.low-rank: .*rank: expected an integer of at least 1, got 0"):
+        families_of(LocalSpec(families=("low-rank",), settings={"low-rank": {"rank": 0}}))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -70,6 +86,8 @@ def test_objectives_take_their_settings() -> None:
     assert objective_of(FitSpec(objective="wake-sleep", num_particles=3)) == am.WakeSleep(num_particles=3)
     assert objective_of(FitSpec(objective="mcd", num_annealing_steps=2)) == am.MCD(num_steps=2)
     assert objective_of(FitSpec(objective="iwae")) == am.IWAE()
+    refined = FitSpec(objective="semi-amortized", num_refinement_steps=3)
+    assert objective_of(refined) == am.SemiAmortized(num_steps=3)
 
 
 @pytest.mark.parametrize("name", SMALL)

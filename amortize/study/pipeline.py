@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from amortize.data import data_hash
 from amortize.errors import AmortizeWarning
+from amortize.inference.aggressive import Aggressive
 from amortize.inference.bdmc import bdmc
 from amortize.inference.evidence import Evidence, evidence
 from amortize.inference.families.family import Family
@@ -104,6 +105,7 @@ class Pipeline:
             validation=self.prepared.validation,
             validate_every=spec.validate_every,
             patience=spec.patience,
+            aggressive=Aggressive() if spec.aggressive else None,
             progress=False if self.progress is False else None,
             redraw=None if self.prepared.split.dynamic is None else redrawing(*self.prepared.split.dynamic),
         )

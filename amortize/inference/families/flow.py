@@ -13,28 +13,29 @@ Letters: S draws, N datapoints, D latents, P weights a datapoint.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, check_count, shown
 from amortize.inference.chunks import slices
 from amortize.inference.families.family import Family, Fit, Parameters, Problem
 from amortize.inference.families.flow_density import FlowDensity, Frame
 from amortize.inference.families.flow_fit import FlowFit
 from amortize.inference.families.flow_map import FlowMap, Layers
 from amortize.inference.families.gaussian import FullCovariance, MeanField
+from amortize.random import stream_seed
 
 __all__ = ["IAF", "Coupling", "Flow", "FlowFamily", "Spline"]
 
 FRAMES = ("auto", "mean-field", "full-covariance")
 FULL_DIM = 64
 """Up to how many dimensions the frame is that of a full-covariance fit, unless told."""
-MAX_WEIGHTS = 2**23
-"""Of all datapoints that are fitted at once."""
+MAX_WEIGHTS, MAX_ROWS = 2**23, 2**15
+"""Weights of all datapoints that are fitted at once, and rows of a call of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class FlowFamily(Family):
     def __post_init__(self) -> None:
         check_count("num_layers", self.num_layers)
         check_count("num_draws", self.num_draws, 2)
+        if not isinstance(self.hidden, tuple):
+            raise ArgumentError(f"hidden: expected a tuple of widths, as (32,), got {shown(self.hidden)}")
         for width in self.hidden:
             check_count("hidden", width)
         if self.frame not in FRAMES:
@@ -72,7 +75,8 @@ class FlowFamily(Family):
     def fit(self, problem: Problem) -> Fit:
         """The best one for each datapoint; as many at once as memory allows."""
         flow = _map(self.layers(), problem.dim, *_kind(problem.log_joint.like))
-        at_once = max(1, MAX_WEIGHTS // (2 * flow.num_weights))
+        rows = 2 * max(self.num_draws, problem.num_draws) * problem.log_joint.num_tiles
+        at_once = max(1, min(MAX_WEIGHTS // (2 * flow.num_weights), MAX_ROWS // rows))
         gaussian = self.gaussian(problem.dim)
         parts = _parts(problem, at_once)
         return _joined([FlowFit(part, self.num_draws, flow, gaussian, self.name).run() for part in parts])
@@ -101,7 +105,7 @@ class IAF(FlowFamily):
 
     def layers(self) -> Layers:
         """Affine, autoregressive."""
-        return Layers("iaf", self.num_layers, tuple(self.hidden), 0)
+        return Layers("iaf", self.num_layers, self.hidden, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ class Coupling(FlowFamily):
 
     def layers(self) -> Layers:
         """Affine, coupled."""
-        return Layers("coupling", self.num_layers, tuple(self.hidden), 0)
+        return Layers("coupling", self.num_layers, self.hidden, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +135,7 @@ class _Splined(FlowFamily):
 
     def layers(self) -> Layers:
         """Splines, autoregressive."""
-        return Layers("spline", self.num_layers, tuple(self.hidden), self.num_bins)
+        return Layers("spline", self.num_layers, self.hidden, self.num_bins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +147,12 @@ class Spline(_Splined):
     Examples
     --------
     >>> import pyro, torch, amortize as am, pyro.distributions as dist
-    >>> from amortize.inference.families.flow import Spline
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
     ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
     ...         pyro.sample("x", dist.Normal(z**2, 0.2), obs=x)
     >>> x = torch.tensor([0.5, 0.6])
-    >>> local = am.fit_local(am.Program(model), x, family=Spline(num_layers=2), num_steps=300)
+    >>> local = am.fit_local(am.Program(model), x, family=am.Spline(num_layers=2), num_steps=300)
     >>> (local.elbo > am.fit_local(am.Program(model), x, family="full-covariance").elbo + 0.3).all()
     np.True_
     """
@@ -178,7 +181,10 @@ def _parts(problem: Problem, at_once: int) -> list[Problem]:
     if num <= at_once:
         return [problem]
     index = torch.arange(num, device=problem.data.index.device)
-    return [problem.rows(index[part]) for part in slices(num, at_once)]
+    return [
+        replace(problem.rows(index[part]), seed=stream_seed(problem.seed, "part", part.start))
+        for part in slices(num, at_once)
+    ]
 
 
 def _joined(fits: list[Fit]) -> Fit:

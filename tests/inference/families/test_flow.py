@@ -301,7 +301,12 @@ def test_many_latents_take_a_diagonal_frame():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_layers": 0}, "num_layers"), ({"hidden": (0,)}, "hidden"), ({"frame": "laplace"}, "frame")],
+    [
+        ({"num_layers": 0}, "num_layers"),
+        ({"hidden": (0,)}, "hidden"),
+        ({"hidden": 8}, "tuple"),
+        ({"frame": "laplace"}, "frame"),
+    ],
 )
 def test_settings_are_checked(settings, message):
     for kind in KINDS.values():

@@ -85,6 +85,14 @@ def test_a_grid_goes_through_toml_and_its_paths_are_taken_from_the_file(tmp_path
     assert study.fingerprint() != study.with_values({"grid": []}).fingerprint()
 
 
+def test_the_grids_and_settings_of_the_docs_are_studies() -> None:
+    text = (Path(am.__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    settings, axes = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    assert len(cells_of(Study.from_text(axes))) == 12
+    study = Study.from_text(f'name = "a"\n[program]\ntarget = "a.py:p"\n[data]\nsource = "x.npz"\n{settings}')
+    assert (study.local.settings, study.ledger.num_train) == ({"low-rank": {"rank": 2}}, 200)
+
+
 WRONG = {
     "unknown setting": ({"key": "fit.num_step", "values": [1]}, r"grid, at num_step 1: unknown key fit\.num_step"),
     "wrong value": ({"key": "seed", "values": [0, -1]}, r"grid, at seed -1: seed: expected a number >= 0"),

@@ -1,6 +1,6 @@
 """Where mixtures begin: Gaussians far apart, each fitted alone, joined by weights.
 
-Letters: S draws, N datapoints, D latents, K components.
+Letters: S draws, N datapoints, D latents, K components, M Gaussians to choose them from.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from amortize.random import generator, stream_seed
 
 __all__ = ["Mixed", "begun"]
 
+TRIES = 2
+"""Gaussians that are fitted for each that a mixture has, beyond the first: modes are missed by chance."""
 PLACES = 256
 PLAUSIBLE = 0.25
 """Share of the draws, the best of them, that components may begin at."""
@@ -50,16 +52,15 @@ class Mixed:
 
 
 def begun(problem: Problem, single: Fit, num_components: int) -> tuple[Mixed, Fit]:
-    """K Gaussians joined, ``single`` the first of them, and what they cost so far, ``single`` included."""
-    others = num_components - 1
+    """K Gaussians joined, chosen among ``single`` and others, and what all cost so far, ``single`` included."""
+    others = TRIES * (num_components - 1)
     loc, scale = _places(problem, single.parameters["loc"], others)
     fits = FullCovariance().fit(_beginning_at(problem, loc, scale))
-    num = problem.data.num_datapoints
     parts = {
-        name: torch.cat([value.unsqueeze(1), fits.parameters[name].unflatten(0, (others, num)).movedim(0, 1)], 1)
+        name: torch.cat([value.unsqueeze(1), fits.parameters[name].reshape(others, *value.shape).movedim(0, 1)], 1)
         for name, value in single.parameters.items()
     }
-    return _joined(problem, parts["loc"], parts["scale_tril"]), _added(single, fits, others)
+    return _joined(problem, parts["loc"], parts["scale_tril"], num_components), _added(single, fits, others)
 
 
 def _beginning_at(problem: Problem, loc: Tensor, scale: Tensor) -> Problem:
@@ -100,30 +101,42 @@ def _plausible(problem: Problem, start: Start) -> Tensor:
     return u.gather(0, best.unsqueeze(-1).expand(-1, -1, u.shape[-1]))
 
 
-def _joined(problem: Problem, loc: Tensor, scale_tril: Tensor) -> Mixed:
-    """Give weights by ELBO; components that are hopeless or the same as another become spares beside a better one."""
+def _joined(problem: Problem, loc: Tensor, scale_tril: Tensor, num_components: int) -> Mixed:
+    """The K best Gaussians of M that differ, weighted by ELBO; where fewer do, spares beside them.
+
+    Spares share the weight of the one that they stand beside.
+    """
     elbo = torch.stack([
         values(GaussianDensity(loc[:, k], scale_tril[:, k]), problem, "component", num_draws=128).mean(0)
         for k in range(loc.shape[1])
     ], 1)  # fmt: skip
     elbo = elbo.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-    every = torch.arange(len(loc), device=loc.device)[:, None]
     host = _hosts(loc, scale_tril, elbo)
+    every = torch.arange(len(loc), device=loc.device)[:, None]
     spare = host != torch.arange(loc.shape[1], device=loc.device)
-    gen = generator(problem.seed, "spares", device=loc.device)
-    noise = torch.randn(loc.shape, generator=gen, device=loc.device, dtype=loc.dtype)
-    away = APART * torch.einsum("nkij,nkj->nki", scale_tril[every, host], noise) / math.sqrt(loc.shape[-1])
-    size = torch.zeros_like(elbo).scatter_add_(1, host, torch.ones_like(elbo))
+    kept = torch.where(spare, -torch.inf, elbo).argsort(dim=1, descending=True, stable=True)
+    kept = kept[:, :num_components]
+    spare, host = spare[every, kept], host[every, kept]
+    size = torch.zeros_like(elbo).scatter_add_(1, host, torch.ones_like(elbo[:, :num_components]))
     logits = elbo[every, host] - size[every, host].log()
     return Mixed(
         logits.nan_to_num(0.0, neginf=0.0).log_softmax(-1),
-        loc[every, host] + torch.where(spare.unsqueeze(-1), away, 0),
+        loc[every, host] + torch.where(spare.unsqueeze(-1), _away(problem, scale_tril[every, host]), 0),
         scale_tril[every, host],
     )
 
 
+def _away(problem: Problem, scale_tril: Tensor) -> Tensor:
+    """A step (N, K, D) to beside a Gaussian, by as many nats in any number of dimensions."""
+    gen = generator(problem.seed, "spares", device=scale_tril.device)
+    shape = scale_tril.shape[:-1]
+    noise = torch.randn(shape, generator=gen, device=scale_tril.device, dtype=scale_tril.dtype)
+    result: Tensor = APART * torch.einsum("nkij,nkj->nki", scale_tril, noise) / math.sqrt(shape[-1])
+    return result
+
+
 def _hosts(loc: Tensor, scale_tril: Tensor, elbo: Tensor) -> Tensor:
-    """For each component the best one that it is the same as, itself where there is none: (N, K).
+    """For each component the best one that it is the same as, itself where there is none: (N, M).
 
     One that is hopeless goes to the best of all.
     """
@@ -139,13 +152,14 @@ def _hosts(loc: Tensor, scale_tril: Tensor, elbo: Tensor) -> Tensor:
 
 
 def _kl(loc: Tensor, scale_tril: Tensor) -> Tensor:
-    """KL(N_j || N_k) of all pairs of a datapoint's components, (N, K, K) nats."""
+    """KL(N_j || N_k) of all pairs of a datapoint's Gaussians, (N, M, M) nats."""
     first = torch.linalg.solve_triangular(scale_tril.unsqueeze(1), scale_tril.unsqueeze(2), upper=False)
     gap = (loc.unsqueeze(2) - loc.unsqueeze(1)).unsqueeze(-1)
     second = torch.linalg.solve_triangular(scale_tril.unsqueeze(1), gap, upper=False)
     log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     square = first.square().sum((-2, -1)) + second.square().sum((-2, -1)) - loc.shape[-1]
-    return 0.5 * square + log_det.unsqueeze(1) - log_det.unsqueeze(2)
+    result: Tensor = 0.5 * square + log_det.unsqueeze(1) - log_det.unsqueeze(2)
+    return result
 
 
 def _added(single: Fit, fits: Fit, others: int) -> Fit:

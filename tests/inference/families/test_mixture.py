@@ -171,7 +171,7 @@ def test_it_never_ends_below_its_gaussian(x, monkeypatch):
     mixture_ascend = mixture.ascend
     monkeypatch.setattr(mixture, "ascend", astray)
     problem_x = x[4:]
-    local = am.fit_local(am.Program(square), problem_x, family="mixture", num_steps=300)
+    local = am.fit_local(am.Program(square), problem_x, family="mixture", num_steps=150)
     loc = local.parameters["loc"]
     assert (loc == loc[:, :1]).all()
     assert np.isfinite(local.elbo).all() and (evidence(problem_x) - local.elbo < 3).all()
@@ -185,7 +185,7 @@ def test_a_datapoint_that_is_nowhere_finite_spoils_no_other(x):
             pyro.factor("likelihood", torch.where(x[:, 0] > 5, torch.full_like(fit, math.nan), fit))
 
     data = torch.tensor([[1.0], [9.0], [0.5]], dtype=torch.float64)
-    local = am.fit_local(am.Program(model), data, family=Mixture(num_components=2), num_steps=400)
+    local = am.fit_local(am.Program(model), data, family=Mixture(num_components=2), num_steps=150)
     assert not np.isfinite(local.elbo[1]) and not local.converged[1]
     assert np.isfinite(local.elbo[[0, 2]]).all()
 

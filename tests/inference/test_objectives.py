@@ -214,7 +214,8 @@ def test_hidden_and_constrained_latents_have_bounds_too(name):
     exact = am.evidence(
         am.Program(ragged.model, ragged.guide), (x, seen), method=am.ImportanceSampling(20_000)
     ).log_evidence
-    unseen = 1e-9 if name in ("iwae", "wake-sleep", "a-mcvae") else 0.02  # unadjusted steps move what says nothing, too
+    # unadjusted steps move what says nothing, too, and refinement does by the noise of its four draws
+    unseen = {"iwae": 1e-9, "wake-sleep": 1e-9, "a-mcvae": 1e-9, "semi-amortized": 0.15}.get(name, 0.02)
     assert (np.abs(bound[7:]) < unseen).all()
     assert -0.02 < (exact - bound)[:7].mean() < 0.1
 

@@ -61,7 +61,8 @@ def test_a_study_with_all_that_a_ledger_has(folder: Path, capsys: Any) -> None:
     assert set(verbs(capsys.readouterr().err).values()) == {"kept"}
     assert isinstance(again, am.StudyResult)
     same_numbers(again.tree, result.tree)
-    assert (again.ledger.clues, again.ledger.training) == (ledger.clues, ledger.training)
+    assert repr(again.ledger.clues) == repr(ledger.clues)  # NaN where nothing was looked at
+    assert again.ledger.training == ledger.training
 
 
 def test_labels_are_an_array_of_the_data_by_name(folder: Path) -> None:

@@ -11,7 +11,6 @@ datapoint is left at step 0 where nothing better was found. Letters: R looks, S 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -195,7 +194,6 @@ def refine(  # noqa: PLR0913 (the public face)
     num_draws = NUM_DRAWS[method] if num_draws is None else num_draws
     num_steps, num_draws = check_count("num_steps", num_steps), check_count("num_draws", num_draws, 2)
     seed = check_seed(seed)
-    begin = time.perf_counter()
     data = program.prepare(x, device=device)
     with program.evaluating():
         start = GuideStart(program.guide_density(data))
@@ -226,7 +224,7 @@ def refine(  # noqa: PLR0913 (the public face)
         seconds=np.sum([part.seconds for part in parts], axis=0),
         num_gradients=parts[0].num_gradients,
         parameters={name: np.concatenate([p.parameters[name] for p in parts]) for name in parts[0].parameters},
-        settings=settings | {"total_seconds": time.perf_counter() - begin},
+        settings=settings,
         program=program,
         data=data,
     )

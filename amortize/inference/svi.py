@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,97 +20,29 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, check_number, shown
-from amortize.inference.aggressive import Aggression, Aggressive
+from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, shown
+from amortize.inference.aggressive import Aggression
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objective import BatchLoss, Objective
 from amortize.inference.objectives import loss_of, make_objective, name_of, resolve_objective
 from amortize.inference.starts import GuideStart
+from amortize.inference.training import Training
 from amortize.program.adopt import LOCK
 from amortize.program.data import Data
 from amortize.program.density import require_guide
 from amortize.program.guide_contract import verify_trained_guide
 from amortize.program.handlers import unvalidated
 from amortize.program.operands import require_program
-from amortize.program.options import check_flag
 from amortize.program.program import Program
 from amortize.program.runtime import undisturbed
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
 
 __all__ = ["Training", "fit"]
 
-SCHEDULES = ("constant", "cosine", "exponential")
 FINAL_RATE = 0.01  # of the first learning rate, at the end of an exponential schedule
 MOST_SKIPPED = 20  # non-finite steps in a row
 VALIDATION_DRAWS = 16
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train.
-
-    Parameters
-    ----------
-    learning_rate
-        Of Adam.
-    batch_size
-        Datapoints a step; None takes all, or 128 where there are more than 256.
-    schedule
-        "constant", "cosine" (to 0) or "exponential" (to 1 % of the first rate).
-    clip_norm
-        Largest gradient norm; None clips nothing.
-    validation
-        Data on which the ELBO, or the bound that is trained, is measured every ``validate_every`` steps; None measures
-        none.
-    patience
-        Stop after so many measurements without a better validation ELBO, and go back to the best; None never stops.
-    progress
-        Whether to show a bar; None shows one on a terminal.
-    redraw
-        Draws the values of each batch anew, as in dynamic binarisation: ``redraw(batch, stream)`` gives the data to
-        train on, ``stream`` is a seeded generator on the CPU. None trains on the data as they are.
-    aggressive
-        Trains the guide alone, as ``am.Aggressive(...)`` says, before each step of the model, until it lags no more;
-        ``num_steps`` counts the model's steps. None trains both in every step.
-    """
-
-    learning_rate: float = 1e-3
-    batch_size: int | None = None
-    schedule: str = "constant"
-    clip_norm: float | None = None
-    validation: Any = None
-    validate_every: int = 100
-    patience: int | None = None
-    progress: bool | None = None
-    redraw: Callable[[Data, torch.Generator], Data] | None = None
-    aggressive: Aggressive | None = None
-
-    def __post_init__(self) -> None:
-        check_number("Training learning_rate", self.learning_rate)
-        if self.schedule not in SCHEDULES:
-            raise ArgumentError(f"Training schedule: expected one of {SCHEDULES}, got {self.schedule!r}")
-        for name in ("batch_size", "validate_every", "patience"):
-            if getattr(self, name) is not None or name == "validate_every":
-                check_count(f"Training {name}", getattr(self, name))
-        if self.clip_norm is not None:
-            check_number("Training clip_norm", self.clip_norm)
-        if self.progress is not None:
-            check_flag("Training progress", self.progress)
-        if self.patience is not None and self.validation is None:
-            raise ArgumentError("Training patience: early stopping needs validation data, Training(validation=...)")
-        if self.redraw is not None and not callable(self.redraw):
-            raise ArgumentError(f"Training redraw: expected a function (batch, stream) -> data, got {self.redraw!r}")
-        if self.aggressive is not None and not isinstance(self.aggressive, Aggressive):
-            raise ArgumentError(
-                f"Training aggressive: expected am.Aggressive(...) or None, got {shown(self.aggressive)}"
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """What to write down: everything but the data."""
-        plain = {name: value for name, value in vars(self).items() if name not in {"validation", "progress", "redraw"}}
-        plain["aggressive"] = None if self.aggressive is None else asdict(self.aggressive)
-        return plain | {"validation": self.validation is not None, "redraw": self.redraw is not None}
 
 
 def fit(  # noqa: PLR0913 (the public face)

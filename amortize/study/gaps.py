@@ -34,6 +34,7 @@ from amortize.study.latents import latents
 from amortize.study.ledger import BOUNDLESS, Extras, Ledger, ledger_from, summarise
 from amortize.study.probes import probe
 from amortize.study.second_start import measure_twice
+from amortize.study.splits import read_labels
 from amortize.study.tower import by_richness
 
 __all__ = ["Ledger", "gaps", "guide_treatment", "ledger_from", "summarise", "training_rows", "unaided_family"]
@@ -103,6 +104,8 @@ def gaps(  # noqa: PLR0913 (the public face)
     if fitted is not None and not isinstance(fitted, Fitted):
         raise ArgumentError(f"fitted: expected what am.fit gave, got {fitted!r}")
     data = program.prepare(x, device=device)
+    if labels is not None:
+        read_labels(labels, data.num_datapoints)
     train_data = None if x_train is None else program.prepare(x_train, device=device)
     train = None
     if train_data is not None:

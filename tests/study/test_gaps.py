@@ -16,6 +16,7 @@ from amortize.errors import ArgumentError, GuideMismatchError
 from amortize.models import FactorAnalysis
 from amortize.study.findings import examine
 from amortize.study.gaps import ledger_from, summarise
+from amortize.study.ledger import Extras
 from tests.problems import CONJUGATE, PROBLEMS
 from tests.statistics import z_value
 
@@ -341,3 +342,60 @@ def test_a_program_of_discrete_latents_alone_is_exact_and_its_guide_is_judged_by
 
     alone = am.gaps(am.Program(model, lambda x: None), x)
     assert (alone.table["inference_gap"].abs() < 1e-4).all() and "log p(x) is exact" in alone.advice
+
+
+# What stands beside the gaps
+
+
+def test_training_data_labels_and_cost_are_in_the_ledger_and_the_program_is_as_it_was():
+    model, x = linear_vae(0.15, num=12)
+    train = model.simulate(40, seed=9)
+    program = model.program()
+    fitted = am.fit(program, train, num_steps=1, training=am.Training(learning_rate=1e-9, progress=False))
+    before = program.state()
+    method = am.AIS(num_chains=16, num_temperatures=50)
+    ledger = am.gaps(
+        program, x, families=("mean-field",), x_train=train, labels=np.arange(12) % 2, fitted=fitted, method=method
+    )
+    assert all(torch.equal(value, before[name]) for name, value in program.state().items())
+    assert ledger.train is not None and ledger.splits is not None and ledger.break_even is not None
+    assert len(ledger.train.table) == 12
+    for split, table in (("train", ledger.train.table), ("test", ledger.table)):
+        assert ledger.splits.loc["amortization_gap", split] == pytest.approx(table["amortization_gap"].mean())
+    assert ledger.clues.generalisation == ledger.splits.loc["amortization_gap", "difference"]
+    assert ledger.by()["num"].tolist() == [6, 6]
+    assert ledger.latents is not None and len(ledger.latents) == 5
+    assert ledger.cost.loc["guide", "training_gradients"] == 40.0
+    assert ledger.break_even.index.tolist() == ["mean-field"]
+    assert ledger.unaided["mean-field"].settings["init"] == "prior"
+    assert ledger.cause == "under-trained-guide"
+
+
+def test_without_them_there_is_little_to_say():
+    ledger = ledger_from(*parts(), guide_family="mean-field")
+    assert ledger.splits is None and ledger.train is None and ledger.break_even is None and ledger.latents is None
+    assert ledger.cause == "family-and-encoder"
+    with pytest.raises(ArgumentError, match="labels: the ledger has none; pass one for each datapoint"):
+        ledger.by()
+    assert ledger.by(np.arange(N) > 3)["num"].tolist() == [4, 3]
+    assert ledger.tower["gain"].sum() == pytest.approx(ledger.table["inference_gap"].mean(), abs=1e-12)
+
+
+def test_families_without_an_elbo_are_no_rung():
+    model, x = linear_vae(0.0, num=4)
+    with pytest.raises(ArgumentError, match="families: 'point' posteriors have no density"):
+        am.gaps(model.program(), x, families=("mean-field", "point"))
+    evidence, importance, local = parts()
+    with pytest.raises(ArgumentError, match="local: 'point' posteriors have no density"):
+        ledger_from(evidence, importance, {"point": local["mean-field"]}, guide_family=None)
+
+
+def test_other_arguments_are_refused_too():
+    model, x = linear_vae(0.0, num=4)
+    with pytest.raises(ArgumentError, match=r"fitted: expected what am\.fit gave"):
+        am.gaps(model.program(), x, fitted=model)
+    with pytest.raises(ArgumentError, match="labels: expected one for each of 4 datapoints"):
+        am.gaps(model.program(), x, labels=[1, 2])
+    evidence, importance, local = parts()
+    with pytest.raises(ArgumentError, match="labels: expected one for each of 7 datapoints"):
+        ledger_from(evidence, importance, local, guide_family=None, extras=Extras(labels=[1, 2]))

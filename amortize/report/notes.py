@@ -20,7 +20,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     """
     return [
         *_of_gaps(document),
-        *_of_local(document.get("local", {})),
+        *_of_local(document),
         *_of_evidence(document.get("evidence", {})),
     ]
 

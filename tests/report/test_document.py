@@ -161,3 +161,12 @@ def test_tables_of_the_ledger_come_back_from_the_tree_as_they_were():
         assert document[name] == frame.to_dict("records"), name
     bare = read_document(to_datatree(ledger=examples.ledger(5)))
     assert set(frames) - set(bare) == {"splits", "labels", "latents", "break_even"}
+
+
+def test_fits_that_had_not_converged_are_counted():
+    made = examples.ledger(20)
+    made.local["mean-field"].converged[:] = np.arange(20) < 17
+    made.local["full-covariance"].converged[:] = True
+    notes = read_document(to_datatree(ledger=made))["notes"]
+    own = [note for note in notes if "had not converged" in note]
+    assert len(own) == 1 and own[0].startswith("3 of 20 datapoints whose mean-field fit had not converged")

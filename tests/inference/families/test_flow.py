@@ -240,8 +240,11 @@ def test_a_gaussian_posterior_is_kept(kind):
 
 
 def test_one_latent_alone_is_scaled_and_shifted_by_affine_flows():
-    gap, _, local = gaps(square, torch.tensor([0.9]), IAF(num_layers=1, num_draws=16), 1, num_steps=100)
-    assert local.elbo.shape == (1,) and gap[0] > 0.6
+    """Such a flow is a Gaussian, so that it leaves out a mode: log 2 nats."""
+    program, x = am.Program(square), torch.tensor([0.9])
+    local = am.fit_local(program, x, family=IAF(num_layers=1, num_draws=16), num_steps=60)
+    assert local.elbo.shape == (1,)
+    assert quadrature(program, x, 1)[0] - local.elbo[0] > math.log(2) - 0.05 - z_value() * local.elbo_se[0]
 
 
 def test_a_flow_that_went_astray_gives_way_to_its_frame(monkeypatch):
@@ -283,7 +286,7 @@ def test_fits_in_parts_are_fits(monkeypatch):
     monkeypatch.setattr("amortize.inference.families.flow.MAX_WEIGHTS", 1)
     x = torch.tensor([-1.0, 0.3])
     family = IAF(num_layers=1, num_draws=8)
-    local = am.fit_local(am.Program(conjugate), x, family=family, num_steps=100)
+    local = am.fit_local(am.Program(conjugate), x, family=family, num_steps=80)
     exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x).double().numpy()
     assert (abs(local.elbo - exact) < z_value(2) * local.elbo_se + 0.1).all()
     assert local.parameters["weights"].shape[0] == 2 and len(set(local.parameters["loc"][:, 0])) == 2
@@ -295,8 +298,8 @@ def test_many_latents_take_a_diagonal_frame():
     family = Coupling(num_layers=1, num_draws=16, frame="mean-field")
     local = am.fit_local(analysis.program(), x, family=family, init="prior", num_steps=150)
     assert local.parameters["scale"].shape == (2, 4) and "scale_tril" not in local.parameters
-    floor = am.fit_local(analysis.program(), x, family="mean-field", init="prior")
-    assert (local.elbo > floor.elbo - z_value(2) * np.hypot(local.elbo_se, floor.elbo_se) - 0.02).all()
+    floor = analysis.best_mean_field_elbo(x).detach().double().numpy()
+    assert (local.elbo > floor - z_value(2) * local.elbo_se - 0.02).all()
 
 
 @pytest.mark.parametrize(

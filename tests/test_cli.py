@@ -363,6 +363,7 @@ def test_a_study_of_ones_own_program_from_start_to_page(folder: Path, monkeypatc
         {
             "fit.num_steps": 20,
             "local.num_steps": 50,
+            "ledger.probes": False,
             "evidence": {"num_chains": 4, "num_temperatures": 10, "num_draws": 50},
         }
     )
@@ -410,6 +411,7 @@ def test_what_simulated_data_say_of_the_evidence_is_printed(folder: Path, settin
         data={"source": "x.npy", "num_evaluated": 4},
         fit={"num_steps": 5},
         local={"num_steps": 10},
+        ledger={"probes": False},
         evidence={"num_temperatures": 60, "num_draws": 50, **setting},
     )
     Path("study.toml").write_text(spec.to_toml())

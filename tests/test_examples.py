@@ -44,6 +44,7 @@ SMALL = {
     "evidence.num_temperatures": 4,
     "evidence.num_leapfrog": 2,
     "evidence.num_draws": 20,
+    "ledger.probes": False,
     "report.num_draws": 10,
 }
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -39,6 +38,10 @@ class LowRankDensity(Density):
 
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor) -> None:
         self.loc, self.scale, self.factor = loc, scale, factor
+        # at once: kept from a first use, they could be what a trace was made of
+        self._thin = factor / scale.unsqueeze(-1)
+        self._root, info = torch.linalg.cholesky_ex(_capacity(self._thin))
+        self._broken = info > 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,23 +69,15 @@ class LowRankDensity(Density):
     def log_density(self, u: Tensor) -> Tensor:
         """Log q at u (S, N, D): (S, N), NaN where the covariance is not positive definite."""
         white = (u - self.loc) / self.scale
-        thin, root, broken = self._inside
-        along = torch.einsum("nir,sni->nrs", thin, white)
-        mean = torch.cholesky_solve(along, root)
+        along = torch.einsum("nir,sni->nrs", self._thin, white)
+        mean = torch.cholesky_solve(along, self._root)
         # as a sum of squares, where long directions don't cancel as they do in Woodbury's difference
-        rest = white - torch.einsum("nir,nrs->sni", thin, mean)
+        rest = white - torch.einsum("nir,nrs->sni", self._thin, mean)
         square = rest.square().sum(-1) + mean.square().sum(1).T
-        log_det = self.scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = self.scale.log().sum(-1) + self._root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_norm = -log_det - 0.5 * u.shape[-1] * math.log(2 * math.pi)
         result: Tensor = -0.5 * square + log_norm
-        return result.masked_fill(broken, math.nan)
-
-    @cached_property
-    def _inside(self) -> tuple[Tensor, Tensor, Tensor]:
-        """V / d (N, D, R), the Cholesky factor of I + V^T diag(d^-2) V (N, R, R), and whether there is none (N,)."""
-        thin = self.factor / self.scale.unsqueeze(-1)
-        root, info = torch.linalg.cholesky_ex(_capacity(thin))
-        return thin, root, info > 0
+        return result.masked_fill(self._broken, math.nan)
 
 
 @dataclass(frozen=True)

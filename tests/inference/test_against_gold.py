@@ -81,10 +81,12 @@ def test_guides_and_local_posteriors(analysis, gold):
 
 
 def test_a_point_is_told_apart_always(analysis, gold):
+    """Points have no density, so that their draws come by site; the mode of a Gaussian is its mean."""
+    point = am.fit_local(analysis.program(), gold.data.leaves[0], family="point")
     mean = analysis.posterior(gold.data.leaves[0])[0].detach().numpy()
-    table = gold.compare({"point": {"z": np.broadcast_to(mean, (200, 3, 2))}})
+    table = gold.compare({"fitted": point, "given": {"z": np.broadcast_to(mean, (200, 3, 2))}}, num_draws=400)
     assert (table["sd_ratio"] < 1e-9).all() and (table["sd_ratio_se"] < 1e-9).all() and (table["c2st"] > 0.9).all()
-    assert (table["bias"].abs() < z_value(6) * table["bias_se"]).all()
+    assert (table["bias"].abs() < z_value(12) * table["bias_se"] + 0.02).all()
 
 
 def test_sites_are_compared_in_their_own_space():

@@ -120,3 +120,22 @@ def test_arguments_are_checked(factor_analysis, arguments, message):
     analysis, x = factor_analysis
     with pytest.raises(ArgumentError, match=message):
         am.fit_local(analysis.program(), x, **arguments)
+
+
+def test_a_fit_that_failed_is_begun_anew_elsewhere():
+    """The start's draws fall where the density is not a number; its best draw, narrow, lies beyond."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            log_p = dist.Normal(z, 0.1).log_prob(x)
+            pyro.factor("likelihood", torch.where((z.abs() < 0.3) & (x > 1), torch.full_like(x, float("nan")), log_p))
+
+    x = torch.tensor([0.5, 2.0])
+    exact = dist.Normal(0.0, np.sqrt(1.01)).log_prob(x).numpy()
+    once = am.fit_local(am.Program(model), x, num_restarts=0)
+    assert once.converged.tolist() == [True, False] and np.isnan(once.elbo[1])
+    again = am.fit_local(am.Program(model), x, num_restarts=1)
+    assert again.converged.all() and again.num_restarts.tolist() == [0, 1]
+    assert (np.abs(again.elbo - exact) < 0.05).all()
+    assert again.num_gradients[1] > once.num_gradients[1]

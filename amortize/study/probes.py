@@ -6,6 +6,7 @@ Neither leaves a trace in the program. All in nats. Letters: N datapoints, S dra
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,7 +80,9 @@ def continue_training(program: Program, data: Data, x_train: Any, *, seed: int =
     before = _elbos(program, data, seed)
     with _model_frozen(program, data), _put_back(program):
         try:
-            fitted = fit(program, x_train, num_steps=CONTINUED_STEPS, seed=seed, training=training)
+            with warnings.catch_warnings():  # Pyro speaks of each frozen parameter that a module is called with
+                warnings.filterwarnings("ignore", ".*was not registered in the param store", UserWarning)
+                fitted = fit(program, x_train, num_steps=CONTINUED_STEPS, seed=seed, training=training)
         except TrainingError:
             return None
         if fitted.interrupted:

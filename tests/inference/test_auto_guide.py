@@ -59,7 +59,7 @@ def trained(guide, x, *, num_steps, rate=2e-2, **settings):
 @pytest.mark.parametrize("family", ["mean-field", "low-rank", "full-covariance"])
 def test_training_reaches_the_best_of_the_family_on_data_never_seen(family):
     x, new = observed(256, 1), observed(64, 2)
-    program = trained(am.auto_guide(factors, x, family=family, hidden=()), x, num_steps=300, rate=3e-2)
+    program = trained(am.auto_guide(factors, x, family=family, hidden=()), x, num_steps=200, rate=4e-2)
     gap = log_evidence(new) - elbo_of(program, new)
     expected = mean_field_gap() if family == "mean-field" else 0.0
     error = gap.std(ddof=1) / len(gap) ** 0.5
@@ -110,7 +110,7 @@ def test_as_good_as_the_guide_by_hand(name):
         case = PROGRAMS[name]()
         guide = am.auto_guide(case.program(guide=False), x, hidden=(16,)) if automatic else case.guide
         program = am.Program(case.model, guide, **dict(case.options))
-        am.fit(program, x, num_steps=150, training=training)
+        am.fit(program, x, num_steps=100, training=training)
         elbos.append(elbo_of(program, x, 64))
     gain = elbos[1] - elbos[0]
     assert gain.mean() > -0.25 - z_value() * gain.std(ddof=1) / len(gain) ** 0.5
@@ -149,7 +149,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_annealing_from_the_guide_gives_the_evidence():
     x = observed(16, 1)
-    program = trained(am.auto_guide(factors, x, family="full-covariance", hidden=()), x, num_steps=150)
+    program = trained(am.auto_guide(factors, x, family="full-covariance", hidden=()), x, num_steps=100)
     found = am.evidence(program, x, method=am.AIS(num_chains=16, num_temperatures=10))
     assert (np.abs(found.log_evidence - log_evidence(x)) < z_value(16) * found.se + 1e-4).all()
 

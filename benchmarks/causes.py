@@ -162,7 +162,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", AmortizeWarning)
-    print("| planted | named | inference gap | approximation | amortization | test - train | training on | multimodal |")
+    print("| planted | named | inference gap | approximation | amortization | test - train | training on | modes |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     missed = 0
     for cause in [asked.cause] if asked.cause else PLANTED:

@@ -177,7 +177,7 @@ def mnist(cache: Path, num: int, num_threads: int) -> None:
         "| family | images | mean ELBO | se over images | converged | steps, mean and most | gradients an image | s |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for family in ("mean-field", "full-covariance"):
+    for family in ("full-covariance", "mean-field"):
         local = am.fit_local(program, images, family=family)
         print(
             f"| {family} | {num} | {local.elbo.mean():.3f} | {local.elbo.std(ddof=1) / num**0.5:.3f} "

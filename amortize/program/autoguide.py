@@ -117,7 +117,7 @@ class AutoDensity(GuideDensity):
     def rank(self) -> int | None:
         """Directions beside the diagonal of a low-rank guide; None of others."""
         only = self.parts[0].guide
-        return int(only.rank) if len(self.parts) == 1 and isinstance(only, AutoLowRankMultivariateNormal) else None
+        return only.rank if len(self.parts) == 1 and isinstance(only, AutoLowRankMultivariateNormal) else None
 
     def sample(self, data: Data) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values by site and log q(z | x) (B,), without Jacobian; draws from the global generators."""

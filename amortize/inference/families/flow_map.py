@@ -44,7 +44,7 @@ class Layers:
         layers = [self._layer(dim, index) for index in range(self.num_layers)]
         return _Chain([*layers, ElementWiseTransform(dim)])
 
-    def _layer(self, dim: int, index: int) -> nn.Module:
+    def _layer(self, dim: int, index: int) -> Any:  # zuko's modules, which have no types
         univariate: dict[str, Any] = {}
         if self.kind == "spline":
             bins = self.num_bins
@@ -61,7 +61,7 @@ class Layers:
 class _Chain(nn.Module):
     """Layers one after the other, at the identity before any training."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, layers: list[Any]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         for layer in layers:
@@ -126,7 +126,7 @@ class FlowMap:
         return run(self._split(weights), value)
 
     def _split(self, weights: Tensor) -> dict[str, Tensor]:
-        parts = weights.split([shape.numel() for shape in self._shapes.values()], -1)
+        parts = torch.split(weights, [shape.numel() for shape in self._shapes.values()], -1)
         return {
             name: part.reshape(len(weights), *shape)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)

@@ -22,7 +22,8 @@ def even_normal(num_draws: int, num: int, generator: torch.Generator, like: Tens
     """A set of S standard normal draws for each of N datapoints: (S, N, D), with D the last size of ``like``."""
     shape = (num_draws, num, like.shape[-1])
     share = _lattice(shape, generator) if shape[-1] <= LATTICE_DIM else _hypercube(shape, generator)
-    return torch.special.ndtri(share.clamp(EDGE, 1 - EDGE)).to(like)
+    normal: Tensor = torch.special.ndtri(share.clamp(EDGE, 1 - EDGE))
+    return normal.to(like)
 
 
 def _lattice(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:

@@ -257,3 +257,65 @@ def linear_vae(num: int = 60) -> tuple[am.models.FactorAnalysis, torch.Tensor]:
     analysis = am.models.FactorAnalysis.random(latent_dim=3, data_dim=6, dtype=torch.float64)
     analysis.set_best_encoder()
     return analysis, analysis.simulate(num, seed=1)
+
+
+@dataclass(frozen=True)
+class Square:
+    """x = z^2 + noise: two modes a latent where x is well above 0, of unequal mass where the prior's mean is not 0.
+
+    Data are (N,), a latent each, or (N, D), latents that know nothing of each other.
+    """
+
+    mean: float = 0.0
+    noise: float = 0.3
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            prior = dist.Normal(x.new_full(x.shape[1:], self.mean), 1.0).to_event(x.dim() - 1)
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z**2, self.noise).to_event(x.dim() - 1), obs=x)
+
+    def log_evidence(self, x: torch.Tensor) -> np.ndarray:
+        """(N,) nats, by a sum over a grid."""
+        grid, log_joint = self._grid(x)
+        each = special.logsumexp(log_joint, -1) + np.log(grid[1] - grid[0])
+        return each.reshape(len(x), -1).sum(1)
+
+    def moments(self, x: torch.Tensor) -> np.ndarray:
+        """Share of z > 0, mean and standard deviation of each posterior, (3, ...) as x."""
+        grid, log_joint = self._grid(x)
+        weight = special.softmax(log_joint, -1)
+        mean = weight @ grid
+        return np.stack([weight[..., grid > 0].sum(-1), mean, np.sqrt(weight @ grid**2 - mean**2)])
+
+    def _grid(self, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        grid = np.linspace(-7, 7, 20_000)  # none at 0, so that shares are of halves
+        values = x.double().numpy()[..., None]
+        return grid, stats.norm.logpdf(grid, self.mean) + stats.norm.logpdf(values, grid**2, self.noise)
+
+
+class ReadsDraws(torch.nn.Module):
+    """Two latents, and a guide whose second site reads the draw of the first, and states no moments over u."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope, self.pull, self.log_scale = (
+            torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.3, 0.4, -0.3)
+        )
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            a = pyro.sample("a", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            b = pyro.sample("b", dist.LogNormal(0.5 * a, 0.7))
+            pyro.sample("x", dist.Normal(a + b, 0.6), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            a = pyro.sample("a", dist.Normal(self.slope * x, self.log_scale.exp()))
+            pyro.sample("b", dist.LogNormal(self.pull * (x - a), 0.8))
+
+
+def reads_draws(num: int = 5) -> tuple[am.Program, torch.Tensor]:
+    """Its program and data, in float64."""
+    made = ReadsDraws()
+    return am.Program(made.model, made.guide), torch.linspace(-1, 3, num, dtype=torch.float64)

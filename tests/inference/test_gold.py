@@ -13,7 +13,7 @@ from scipy import stats
 
 import amortize as am
 from amortize.errors import AmortizeWarning, ArgumentError, DiscreteLatentError
-from tests.problems import PROBLEMS, two_that_fail
+from tests.problems import PROBLEMS, Square, two_that_fail
 from tests.statistics import z_value
 
 SHORT = {"num_warmup": 180, "num_draws": 500}
@@ -46,29 +46,14 @@ def check_classes(gold: am.GoldStandard, x: np.ndarray) -> None:
     assert (np.abs(found - exact) < z_value(18) * error + 1e-3).all()
 
 
-def folded(x):
-    """x = z^2 + noise: the posterior has two modes, of unequal mass where the prior's mean is not zero."""
-    with pyro.plate("data", x.shape[0]):
-        z = pyro.sample("z", dist.Normal(torch.full((), 0.2, dtype=x.dtype), 1.0))
-        pyro.sample("x", dist.Normal(z**2, 0.3), obs=x)
-
-
-def folded_exactly(x: np.ndarray) -> np.ndarray:
-    """Share of z > 0, mean and sd of each posterior by quadrature, (3, N)."""
-    grid = np.linspace(-6, 6, 100001)
-    weight = stats.norm.pdf(grid, 0.2) * stats.norm.pdf(x[:, None], grid**2, 0.3)
-    weight /= weight.sum(1, keepdims=True)
-    mean = weight @ grid
-    return np.stack([weight[:, grid > 0].sum(1), mean, np.sqrt(weight @ grid**2 - mean**2)])
-
-
+SQUARE = Square(mean=0.2)
 TWO_MODES = torch.tensor([0.1, 1.0, 2.5, 6.0], dtype=torch.float64)
 
 
 def test_two_modes_are_visited_in_their_shares():
-    gold = am.gold_standard(am.Program(folded), TWO_MODES, num_warmup=240, num_draws=1000)
+    gold = am.gold_standard(am.Program(SQUARE.model), TWO_MODES, num_warmup=240, num_draws=1000)
     assert gold.trusted.all() and (gold.jump_rate > 0.1).all()
-    share, mean, sd = folded_exactly(TWO_MODES.numpy())
+    share, mean, sd = SQUARE.moments(TWO_MODES)
     z = gold.draws["z"]
     least = gold.ess_bulk.min(1)
     error = z_value(4) / np.sqrt(least)
@@ -90,7 +75,7 @@ def test_two_modes_in_two_dimensions_and_other_coordinates():
     x = torch.tensor([[2.5, 1.0], [6.0, -1.0]], dtype=torch.float64)
     gold = am.gold_standard(am.Program(model), x, num_warmup=240, num_draws=800)
     assert gold.trusted.all()
-    share, _, _ = folded_exactly(x[:, 0].numpy())
+    share, _, _ = SQUARE.moments(x[:, 0])
     error = z_value(6) / np.sqrt(gold.ess_bulk.min(1))
     assert (np.abs((gold.draws["a"] > 0).mean((0, 1)) - share) < error * np.sqrt(share * (1 - share))).all()
     log_b = np.log(gold.draws["b"]).reshape(-1, 2)
@@ -115,7 +100,7 @@ def test_nuts_between_two_modes_is_not_trusted():
     settings = {"kernel": "nuts", "num_chains": 2, "num_warmup": 60, "num_draws": 60}
     for seed in range(3):
         with pytest.warns(AmortizeWarning, match="1 of 1 datapoints are not to be trusted.*disagree"):
-            gold = am.gold_standard(am.Program(folded), TWO_MODES[3:], seed=seed, **settings)
+            gold = am.gold_standard(am.Program(SQUARE.model), TWO_MODES[3:], seed=seed, **settings)
         assert not gold.trusted.any() and gold.rhat.max() > 1.3
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import amortize as am
 from amortize.random import pyro_rng
+from tests.problems import reads_draws
 from tests.statistics import z_value
 
 
@@ -93,30 +94,8 @@ def test_dreg_leaves_an_exact_guide_alone():
     assert np.abs(standard).max() > 1e-3
 
 
-class Chain(torch.nn.Module):
-    """Two latents, and a guide whose second site reads the draw of the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope, self.pull, self.log_scale = (
-            torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.3, 0.4, -0.3)
-        )
-
-    def model(self, x):
-        with pyro.plate("data", x.shape[0]):
-            a = pyro.sample("a", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-            b = pyro.sample("b", dist.LogNormal(0.5 * a, 0.7))
-            pyro.sample("x", dist.Normal(a + b, 0.6), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", x.shape[0]):
-            a = pyro.sample("a", dist.Normal(self.slope * x, self.log_scale.exp()))
-            pyro.sample("b", dist.LogNormal(self.pull * (x - a), 0.8))
-
-
 def test_dreg_follows_draws_that_read_draws():
-    chain = Chain()
-    program, x = am.Program(chain.model, chain.guide), torch.linspace(-1, 3, 20, dtype=torch.float64)
+    program, x = reads_draws(20)
     dreg, standard = (
         gradients(program, x, am.IWAE(num_particles=4, gradient=kind), seeds)
         for kind, seeds in (("dreg", range(200)), ("standard", range(200, 400)))
@@ -135,8 +114,7 @@ PATHWISE = {
 
 def drawn_scales():
     """A guide whose widths over u are not stated: the steps' units are measured from its draws."""
-    chain = Chain()
-    return am.Program(chain.model, chain.guide), torch.linspace(-1, 3, 5, dtype=torch.float64)
+    return reads_draws()
 
 
 def stated_scales():

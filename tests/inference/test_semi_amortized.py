@@ -13,33 +13,8 @@ import amortize as am
 from amortize.errors import ArgumentError, DiscreteLatentError
 from amortize.inference.objectives import make_objective
 from amortize.random import pyro_rng
+from tests.problems import reads_draws
 from tests.statistics import z_value
-
-
-class Chain(torch.nn.Module):
-    """A guide whose second site reads the draw of the first, and states no moments over u."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope, self.pull, self.log_scale = (
-            torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.3, 0.4, -0.3)
-        )
-
-    def model(self, x):
-        with pyro.plate("data", x.shape[0]):
-            a = pyro.sample("a", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-            b = pyro.sample("b", dist.LogNormal(0.5 * a, 0.7))
-            pyro.sample("x", dist.Normal(a + b, 0.6), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", x.shape[0]):
-            a = pyro.sample("a", dist.Normal(self.slope * x, self.log_scale.exp()))
-            pyro.sample("b", dist.LogNormal(self.pull * (x - a), 0.8))
-
-
-def chained():
-    chain = Chain()
-    return am.Program(chain.model, chain.guide), torch.linspace(-1, 3, 5, dtype=torch.float64)
 
 
 def lagging(num: int = 4, shift: float = 0.2):
@@ -55,7 +30,7 @@ def stated():
     return analysis.program(), x
 
 
-@pytest.mark.parametrize("make", [stated, chained])
+@pytest.mark.parametrize("make", [stated, reads_draws])
 def test_the_gradient_is_that_of_finite_differences(make):
     """With the noise held, the bound is a smooth function of the parameters, through every step."""
     program, x = make()

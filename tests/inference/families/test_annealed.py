@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from scipy import integrate, stats
 
 import amortize as am
 from amortize.errors import ArgumentError
 from amortize.inference.families.annealed_parts import Parts, best_weights, weighed
 from amortize.inference.families.mixture import MixtureDensity
-from tests.problems import linear_vae
+from tests.problems import Square, linear_vae
 from tests.statistics import z_value
-
-
-def square(x):
-    """Two modes, at plus and minus the root of x."""
-    with pyro.plate("data", x.shape[0]):
-        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-        pyro.sample("x", dist.Normal(z**2, 0.3), obs=x)
-
-
-def evidence_of_square(x: float) -> float:
-    def density(z: float) -> float:
-        return float(stats.norm.pdf(z) * stats.norm.pdf(x, z**2, 0.3))
-
-    return float(np.log(2 * integrate.quad(density, 0, 6, points=[x**0.5], epsabs=1e-12)[0]))
 
 
 def mixtures(num: int = 3) -> Parts:
@@ -74,7 +57,8 @@ def test_every_kind_is_a_bound_that_comes_near_a_gaussian_posterior(kind):
 
 def test_two_modes_are_reached_and_the_gap_closed():
     x = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    program, exact = am.Program(square), np.array([evidence_of_square(value) for value in x.tolist()])
+    square = Square()
+    program, exact = am.Program(square.model), square.log_evidence(x)
     family = am.Annealed(num_steps=4, num_parts=2)
     local = am.fit_local(program, x, family=family, num_steps=300)
     full = am.fit_local(program, x, family="full-covariance")

@@ -19,6 +19,7 @@ from amortize.inference.families.flow import IAF, Coupling, Flow, FlowFamily, Sp
 from amortize.inference.families.flow_density import FlowDensity, Frame
 from amortize.inference.families.flow_map import FlowMap, Layers
 from amortize.inference.families.flow_noise import even_normal
+from tests.problems import Square
 from tests.statistics import z_value
 
 KINDS = {"iaf": IAF, "coupling": Coupling, "spline": Spline, "flow": Flow}
@@ -124,11 +125,7 @@ def test_even_noise_is_normal_and_less_noisy_than_independent_draws(dim):
 SCALE = 0.2
 
 
-def square(x):
-    """Two modes, at z = +sqrt(x) and -sqrt(x)."""
-    with pyro.plate("data", x.shape[0]):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z**2, SCALE), obs=x)
+SQUARE = Square(noise=SCALE)
 
 
 def two_squares(x):
@@ -176,7 +173,7 @@ def gaps(model, x, family, dim, **settings):
 
 @pytest.fixture(scope="module")
 def parted():
-    return gaps(square, torch.tensor([0.6, 0.8]), Flow(num_layers=2), 1)
+    return gaps(SQUARE.model, torch.tensor([0.6, 0.8]), Flow(num_layers=2), 1)
 
 
 def test_splines_close_the_gap_of_two_modes_on_the_line(parted):
@@ -199,7 +196,7 @@ def test_draws_visit_both_modes_as_evenly_as_the_gap_implies(parted):
 def test_a_flow_starts_chains_whose_evidence_is_exact(parted):
     _, _, local = parted
     x = local.data.leaves[0]
-    program = am.Program(square)
+    program = am.Program(SQUARE.model)
     found = am.evidence(program, x, start=local, method=am.ImportanceSampling(num_draws=2000), seed=0)
     error = found.log_evidence - quadrature(program, x, 1)
     assert (abs(error) < z_value(2) * found.se + 1e-3).all()
@@ -241,7 +238,7 @@ def test_a_gaussian_posterior_is_kept(kind):
 
 def test_one_latent_alone_is_scaled_and_shifted_by_affine_flows():
     """Such a flow is a Gaussian, so that it leaves out a mode: log 2 nats."""
-    program, x = am.Program(square), torch.tensor([0.9])
+    program, x = am.Program(SQUARE.model), torch.tensor([0.9])
     local = am.fit_local(program, x, family=IAF(num_layers=1, num_draws=16), num_steps=60)
     assert local.elbo.shape == (1,)
     assert quadrature(program, x, 1)[0] - local.elbo[0] > math.log(2) - 0.05 - z_value() * local.elbo_se[0]
@@ -278,7 +275,7 @@ def test_a_datapoint_that_is_nowhere_finite_spoils_no_other():
 
 
 def test_too_few_steps_are_not_called_converged():
-    local = am.fit_local(am.Program(square), torch.tensor([0.5, 0.9]), family=Flow(num_layers=1), num_steps=5)
+    local = am.fit_local(am.Program(SQUARE.model), torch.tensor([0.5, 0.9]), family=Flow(num_layers=1), num_steps=5)
     assert not local.converged.any()
 
 

@@ -207,6 +207,8 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | No
             f"The evidence is underestimated: the best fitted posteriors reach {more} nats a datapoint more, and no "
             f"ELBO can be above log p(x), so the guide loses more than the {uncertain(*gap)} measured{_over(num)}."
         )
+    if gap[0] <= 2 * gap[1] and 2 * gap[1] > _NEGLIGIBLE:  # noise that could hide a gap worth closing
+        return f"The guide loses {loss}, an error too large to say whether that is anything."
     if gap[0] <= 2 * gap[1]:
         return f"The guide is as good as can be measured here: it loses {loss}, within two standard errors of 0."
     if not math.isfinite(network[0]):

@@ -7,7 +7,8 @@ Rules, on means over the datapoints whose gaps are finite; the first that applie
    unknown), so the evidence is too low: an ELBO cannot exceed it.
 3. ``guideless``: there is no guide to judge.
 4. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
-5. ``undecided``: the gap is no more than noise.
+5. ``undecided``: the gap is no more than noise, and it is not a few huge gaps that make the noise: where the next rule
+   applies, the gap is above `NEGLIGIBLE` and the others' are not below zero, that one counts.
 6. ``few``: with `FEWEST_DATAPOINTS` or more, the worst `TAIL` of them carry `CONCENTRATED` of the gap or more,
    even after `NUM_SE` Monte Carlo standard errors are taken off each.
 7. ``unsplit``: no family was fitted, so the gap has no terms.
@@ -128,10 +129,15 @@ class Finding:
         if self.gap <= NEGLIGIBLE and noise <= NEGLIGIBLE:
             return "nothing"
         if not self.gap > noise:
-            return "undecided"
-        if self.num_judged >= FEWEST_DATAPOINTS and self.sure_tail_share >= CONCENTRATED:
+            huge = self._few and self.gap > NEGLIGIBLE and self.tail_share <= 1 + TAIL
+            return "few" if huge else "undecided"
+        if self._few:
             return "few"
         return self._blame()
+
+    @property
+    def _few(self) -> bool:
+        return self.num_judged >= FEWEST_DATAPOINTS and self.sure_tail_share >= CONCENTRATED
 
     def _blame(self) -> str:
         if math.isnan(self.approximation):

@@ -18,6 +18,7 @@ SENTENCES = {
     "both": (summary(2.0, 0.9, 1.1), ["shared between the network", "and its mean-field family"]),
     "all of it": (summary(2.0, -0.01, 2.01), ["all of it through the network"]),
     "nothing": (summary(0.01, 0.0, 0.01), ["as good as can be measured"]),
+    "noise": (summary(14.0, 0.4, 13.6, se=11.0), ["loses 14 ± 11 nats", "too large to say"]),
     "below zero": (summary(-1.0, -1.0, 0.0), ["The evidence is underestimated"]),
     "no family": (summary(2.0, math.nan, math.nan), ["can't be said", "no posterior of that family was fitted"]),
     "all failed": (summary(math.nan, math.nan, math.nan), ["Every datapoint failed: none has a finite log p(x)"]),

@@ -164,6 +164,17 @@ def test_noise_alone_is_not_a_few_bad_datapoints():
     assert examine(quiet, reference="mean-field").verdict == "few"
 
 
+def test_one_huge_gap_is_no_noise():
+    gaps = np.full(48, 2.0)
+    gaps[7] = 540.0
+    finding = examine(planted(0.3, gaps, num=48), reference="mean-field")
+    assert finding.gap < NUM_SE * finding.gap_se
+    assert finding.verdict == "few"
+    assert "the worst 5 of 48 carry" in advise(planted(0.3, gaps, num=48), reference="mean-field")
+    unsure = planted(0.3, gaps, num=48, se=400.0)
+    assert examine(unsure, reference="mean-field").verdict == "undecided"
+
+
 def test_few_datapoints_have_no_worst_tenth():
     gaps = np.zeros(10)
     gaps[0] = 30.0
@@ -249,7 +260,7 @@ def check_verdict(finding: Finding) -> None:
             assert significant
             assert finding.amortization > finding.approximation
         case "few":
-            assert significant
+            assert significant or finding.gap > NEGLIGIBLE
             assert finding.tail_share >= 0.5
         case verdict:
             assert verdict == "both"

@@ -3,16 +3,15 @@ r"""The best non-amortized posterior of each datapoint: variational inference in
 .. math:: \max_{\lambda_n} \; E_{q(u; \lambda_n)}[\log p(x_n, u) - \log q(u; \lambda_n)]
 
 All datapoints are fitted at once, and each by itself; how, is the business of each family (``families``). The reported
-ELBO is that of fresh draws, never the optimiser's. A fit that failed is begun anew elsewhere.
+ELBO is that of fresh draws, never the optimiser's. A fit that failed, or may have, is begun anew elsewhere
+(``local_fits``).
 
 Letters: S draws, N datapoints, D latents.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +22,9 @@ from torch import Tensor
 from amortize.errors import ArgumentError, DiscreteLatentError, check_count
 from amortize.inference.chunks import slices
 from amortize.inference.families.density import Density, GaussianDensity
-from amortize.inference.families.family import Family, Fit, Implicit, Problem, Trace
+from amortize.inference.families.family import Family, Implicit, Problem
 from amortize.inference.families.registry import family_of, make_family
+from amortize.inference.local_fits import COLUMNS, Fits, joined_trace
 from amortize.inference.starts import FamilyStart, GaussianStart, GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.density import LogJoint
@@ -34,12 +34,10 @@ from amortize.program.simulate import constrained
 from amortize.program.sites import Structure
 from amortize.random import check_seed, generator, stream_seed
 
-__all__ = ["LocalPosterior", "fit_local", "score"]
+__all__ = ["LocalPosterior", "fit_local"]
 
 INITS = ("guide", "prior")
 MAX_DATAPOINTS = 2048
-MAX_ROWS = 2**15
-FINAL_DRAWS, BEGUN_DRAWS = 1000, 200
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class LocalPosterior:
     num_steps, num_gradients
         (N,) optimisation steps taken, and gradients of the log joint.
     num_restarts
-        (N,) how often a fit failed and was begun anew.
+        (N,) how often a fit was begun anew.
     parameters
         What was fitted, by name, (N, ...) each.
     family_settings
@@ -104,7 +102,7 @@ class LocalPosterior:
         ArgumentError
             If the family is not Gaussian.
         """
-        return _numpy(self._gaussian().loc)
+        return np.asarray(self._gaussian().loc)
 
     @property
     def scale_tril(self) -> np.ndarray:
@@ -115,7 +113,7 @@ class LocalPosterior:
         ArgumentError
             If the family is not Gaussian.
         """
-        return _numpy(self._gaussian().scale_tril)
+        return np.asarray(self._gaussian().scale_tril)
 
     def density(self, like: Tensor) -> Density:
         """Its densities over u, as tensors of the dtype and on the device of ``like``."""
@@ -206,10 +204,11 @@ def fit_local(  # noqa: PLR0913 (the public face)
     num_draws
         S, draws a step (antithetic pairs).
     num_steps
-        Most steps a datapoint may take.
+        Most steps a datapoint may take in a fit, or in each part of one (a flow follows full covariance).
     num_restarts
-        How often a fit that failed - not finite, or below where it began - is begun anew, elsewhere; of all its fits, a
-        datapoint keeps the one of the highest ELBO.
+        How often a fit that failed - not finite, or below where it began - is begun anew, elsewhere; so is, once, a
+        Gaussian one whose log weights spread by more than 2 nats, as between two modes. Of all its fits, a datapoint
+        keeps the best.
     seed, device
         Of all draws, and where to run ("cpu", "cuda").
 
@@ -249,11 +248,11 @@ def fit_local(  # noqa: PLR0913 (the public face)
             chunk_seed = stream_seed(seed, "local", made.name, chunk.start)
             rows = data.rows(chunk)
             problem = Problem(start.log_joint, start.rows(chunk), rows, num_draws, num_steps, chunk_seed)
-            parts.append(_Best(made, problem).after(num_restarts))
-    trace = _joined_trace([part.trace for part in parts])
+            parts.append(Fits(made, problem).after(num_restarts))
+    trace = joined_trace([part.trace for part in parts])
     return LocalPosterior(
         made.name,
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS},
         parameters={name: np.concatenate([p.parameters[name] for p in parts]) for name in parts[0].parameters},
         family_settings=made.settings(),
         settings={
@@ -270,131 +269,6 @@ def fit_local(  # noqa: PLR0913 (the public face)
         program=program,
         data=data,
     )
-
-
-_COLUMNS = ("elbo", "elbo_se", "converged", "num_steps", "num_gradients", "num_restarts")
-
-
-class _Best:
-    """The fits of one problem: where one failed, the better of it and another, begun elsewhere."""
-
-    def __init__(self, family: Family, problem: Problem) -> None:
-        self._family, self._problem = family, problem
-        fit = family.fit(problem)
-        num = problem.data.num_datapoints
-        self.trace = fit.trace
-        self.parameters = {name: value.double().cpu().numpy() for name, value in fit.parameters.items()}
-        self.elbo, self.elbo_se = self._score(problem, fit)
-        self.num_steps, self.num_gradients = _numpy(fit.num_steps), _numpy(fit.num_gradients).astype(float)
-        self.num_restarts = np.zeros(num, dtype=int)
-        begun, begun_se = _begun(problem)
-        self._floor, self._floor_se = begun, begun_se
-        self._stopped = _numpy(fit.stopped)
-
-    @property
-    def converged(self) -> np.ndarray:
-        """(N,) whether it stopped, and did not fail."""
-        return np.asarray(self._stopped & ~self._failed)
-
-    @property
-    def _failed(self) -> np.ndarray:
-        below = self.elbo < self._floor - 3 * np.hypot(self.elbo_se, self._floor_se)
-        return np.asarray(~np.isfinite(self.elbo) | (below & self._family.raises_elbo))
-
-    def after(self, num_restarts: int) -> _Best:
-        """Itself, once fits that failed were tried again."""
-        problem = self._problem
-        for _ in range(num_restarts):
-            index = np.flatnonzero(self._failed)
-            if not len(index):
-                break
-            problem = problem.again()
-            self._retry(problem.rows(torch.from_numpy(index).to(problem.data.index.device)), index)
-        return self
-
-    def _retry(self, problem: Problem, index: np.ndarray) -> None:
-        fit = self._family.fit(problem)
-        elbo, se = self._score(problem, fit)
-        better = ~(elbo <= self.elbo[index]) & np.isfinite(elbo)
-        taken = index[better]
-        self.elbo[taken], self.elbo_se[taken] = elbo[better], se[better]
-        for name, value in fit.parameters.items():
-            self.parameters[name][taken] = value.double().cpu().numpy()[better]
-        self._stopped[taken] = _numpy(fit.stopped)[better]
-        self.num_steps[index] += _numpy(fit.num_steps)
-        self.num_gradients[index] += _numpy(fit.num_gradients)
-        self.num_restarts[index] += 1
-
-    def _score(self, problem: Problem, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-        if fit.elbo is not None and fit.elbo_se is not None:
-            return _numpy(fit.elbo.double()), _numpy(fit.elbo_se.double())
-        return score(self._family.density(fit.parameters), problem, "final")
-
-
-@torch.no_grad()
-def score(
-    density: Density, problem: Problem, stream: str, *, num_draws: int = FINAL_DRAWS
-) -> tuple[np.ndarray, np.ndarray]:
-    """ELBO and its standard error on fresh draws, (N,) nats each; a draw that is not finite makes it so.
-
-    There are ``num_draws`` of them, or so many more that the graph that fits them takes them in full blocks.
-    """
-    gen = generator(problem.seed, "score", stream, device=problem.data.index.device)
-    num, parts = problem.data.num_datapoints, []
-    log_p, size = _in_blocks(problem)
-    most = max(1, MAX_ROWS // (num * problem.log_joint.num_tiles) // size)
-    for block in slices(-(-num_draws // size), most):
-        count = (block.stop - block.start) * size
-        u, log_q = density.draw_scored(count, gen)
-        parts.append(_numpy(log_p(u).double() - log_q.double()))
-    values = np.concatenate(parts)
-    with np.errstate(invalid="ignore"):  # rows that are nowhere finite
-        return np.asarray(values.mean(0)), np.asarray(values.std(0, ddof=1) / math.sqrt(len(values)))
-
-
-def _in_blocks(problem: Problem) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Log p (S, N) of draws u (S, N, D), and the number that S must be a multiple of: the traced graph's own."""
-    num, graph = problem.data.num_datapoints, problem.compiled_value
-    if graph.reason:
-        return lambda u: problem.log_joint(problem.data, u), 1
-    size = problem.num_draws
-
-    def by_graph(u: Tensor) -> Tensor:
-        return torch.cat([graph(part.flatten(0, 1))[0].reshape(size, num) for part in torch.split(u, size)])
-
-    return by_graph, size
-
-
-def _begun(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """The ELBO of where fits begin: a Gaussian with independent dimensions."""
-    loc, scale = problem.moments()
-    return score(GaussianDensity(loc, torch.diag_embed(scale)), problem, "begun", num_draws=BEGUN_DRAWS)
-
-
-def _joined_trace(traces: list[Trace | None]) -> Trace:
-    """Chunks side by side, look by look; their seconds add up."""
-    known = [trace for trace in traces if trace is not None]
-    if len(known) < len(traces):
-        return Trace(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
-    looks = max(len(trace.seconds) for trace in known)
-    padded = [Trace(*(_padded(values, looks) for values in trace)) for trace in known]
-    return Trace(
-        np.sum([trace.seconds for trace in padded], axis=0),
-        np.max([trace.num_gradients for trace in padded], axis=0),
-        np.concatenate([trace.elbo for trace in padded], axis=1),
-    )
-
-
-def _padded(values: np.ndarray, looks: int) -> np.ndarray:
-    """As many looks, by repeating the last one."""
-    if not len(values):
-        return np.full((looks, *values.shape[1:]), np.nan)
-    return np.concatenate([values, np.repeat(values[-1:], looks - len(values), axis=0)])
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.cpu().numpy()
-    return array
 
 
 def _require_continuous(structure: Structure) -> None:

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import optimize
 
 import amortize as am
 from amortize.errors import ArgumentError
@@ -61,6 +62,35 @@ def test_a_narrow_posterior_is_found_from_the_prior():
     exact = dist.Normal(0.0, np.sqrt(1.0001)).log_prob(x).sum(-1).numpy()
     assert np.abs(local.elbo - exact).max() < 0.05
     assert local.converged.all()
+
+
+def best_gaussian_elbo(x, noise):
+    """Of z ~ N(0, 1), x ~ N(z^2, noise^2): the best N(m, s^2), whose ELBO is a polynomial of m and s."""
+
+    def loss(theta):
+        m, s = theta[0], np.exp(theta[1])
+        fourth = m**4 + 6 * m**2 * s**2 + 3 * s**4
+        misfit = (fourth - 2 * x * (m**2 + s**2) + x**2) / (2 * noise**2)
+        return 0.5 * (m**2 + s**2) + misfit + np.log(2 * np.pi * noise) - 0.5 * np.log(2 * np.pi * np.e) - np.log(s)
+
+    begins = [(m, np.log(s)) for m in (0.1, np.sqrt(x)) for s in (0.1, 1.0)]
+    return -min(optimize.minimize(loss, begin, tol=1e-10).fun for begin in begins)
+
+
+@pytest.mark.parametrize("family", ["mean-field", "full-covariance"])
+@pytest.mark.parametrize(("value", "noise"), [(4.0, 0.2), (2.0, 0.5)])
+def test_no_gaussian_stays_between_two_modes(family, value, noise):
+    """The slope of the ELBO is zero there by symmetry, and the curvature too."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z**2, noise), obs=x)
+
+    local = am.fit_local(am.Program(model), torch.full((16,), value), family=family)
+    best = best_gaussian_elbo(value, noise)
+    assert local.converged.all() and (local.elbo > best - 0.02 - z_value(16) * local.elbo_se).all()
+    assert abs(local.elbo.mean() - best) < 0.02
 
 
 def test_draws_come_in_the_sites_own_space():

@@ -162,6 +162,8 @@ class Family(ABC):
     """Whether the ``elbo`` is one, a lower bound on log p(x)."""
     raises_elbo: ClassVar[bool] = True
     """Whether the ELBO is what is raised, so that one below where the fit began is a failure."""
+    doubtful: ClassVar[bool] = False
+    """Whether fits begin in one place alone, so that one whose log weights spread widely is worth another."""
 
     @abstractmethod
     def fit(self, problem: Problem) -> Fit:

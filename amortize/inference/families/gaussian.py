@@ -20,6 +20,7 @@ class MeanField(Family):
     """Gaussians over u with independent dimensions; parameters ``loc`` and ``scale``, (N, D) each."""
 
     name: ClassVar[str] = "mean-field"
+    doubtful: ClassVar[bool] = True
 
     def fit(self, problem: Problem) -> Fit:
         """The best one for each datapoint."""
@@ -36,6 +37,7 @@ class FullCovariance(Family):
     """Gaussians over u; parameters ``loc`` (N, D) and ``scale_tril`` (N, D, D). Fits begin at mean field."""
 
     name: ClassVar[str] = "full-covariance"
+    doubtful: ClassVar[bool] = True
 
     def fit(self, problem: Problem) -> Fit:
         """The best one for each datapoint."""

@@ -11,17 +11,16 @@ Letters: S draws, N datapoints, D latents, P parameters a datapoint.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from amortize.inference.families.family import Fit, Parameters, Problem, Trace
 from amortize.inference.families.gaussians import Gaussians, draw, entropy, gradients, moved
+from amortize.inference.families.watch import Watch
 from amortize.program.compile import Compiled
 from amortize.random import generator, stream_seed
 
@@ -122,11 +121,11 @@ class GaussianAscent:
         """
         loc, scale = self.problem.moments()
         first = self._theta(Gaussians(loc, scale.log(), None))
-        watch = _Watch(len(loc))
+        watch = Watch(len(loc))
         rows = self._optimise(first, scale, stream_seed(self.problem.seed, "optimise"), watch)
         return Ended(self._gaussians(rows.theta), rows, self.problem.num_draws, watch.trace())
 
-    def _optimise(self, theta: Tensor, unit: Tensor, seed: int, watch: _Watch) -> Rows:
+    def _optimise(self, theta: Tensor, unit: Tensor, seed: int, watch: Watch) -> Rows:
         """Run every row to its stop or to the last step; full covariance begins at the mean-field optimum."""
         taken: Tensor | int = 0
         evaluated: Tensor | int = 0
@@ -155,7 +154,7 @@ class GaussianAscent:
         density: Compiled,
         steps: tuple[int, int],
         noise: torch.Generator,
-        shown: tuple[Any, _Watch, Tensor],
+        shown: tuple[Any, Watch, Tensor],
     ) -> tuple[Rows, int]:
         """Step these datapoints until so many have stopped that the rest are better traced anew."""
         (step, last), (bar, watch, pool) = steps, shown
@@ -275,28 +274,6 @@ class GaussianAscent:
             row, column = torch.tril_indices(self.problem.dim, self.problem.dim, -1, device=device)
             self._triangles[device] = row * self.problem.dim + column
         return self._triangles[device]
-
-
-class _Watch:
-    """The way of a fit: the optimiser's own ELBO at the end of each window."""
-
-    def __init__(self, num: int) -> None:
-        self._begin, self._latest = time.perf_counter(), np.full(num, np.nan)
-        self._looks: list[tuple[float, int, np.ndarray]] = []
-        self._num_gradients = 0
-
-    def look(self, pool: Tensor, elbo: Tensor, num_gradients: int) -> None:
-        """Datapoints that have stopped keep their last value."""
-        self._num_gradients += num_gradients
-        self._latest[pool.cpu().numpy()] = elbo.double().cpu().numpy()
-        self._looks.append((time.perf_counter() - self._begin, self._num_gradients, self._latest.copy()))
-
-    def trace(self) -> Trace:
-        """All looks."""
-        if not self._looks:
-            return Trace(np.zeros(0), np.zeros(0), np.zeros((0, len(self._latest))))
-        seconds, num_gradients, elbo = zip(*self._looks, strict=True)
-        return Trace(np.array(seconds), np.array(num_gradients, dtype=float), np.stack(elbo))
 
 
 def _remaining_gain(rows: Rows) -> Tensor:

@@ -100,6 +100,7 @@ class LowRank(Family):
     """
 
     name: ClassVar[str] = "low-rank"
+    doubtful: ClassVar[bool] = True
     rank: int = 5
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ class Fits:
 
     @property
     def _doubtful(self) -> np.ndarray:
-        """(N,) whether it stopped, and log weights spread as between two modes, where a Gaussian's slope is zero too."""
+        """(N,) whether it stopped with log weights that spread as between two modes, where its slope is zero too."""
         return np.asarray(self._family.doubtful & self._stopped & (self.elbo_se > DOUBT / math.sqrt(FINAL_DRAWS)))
 
     def after(self, num_restarts: int) -> Fits:

@@ -84,8 +84,8 @@ def by_label(table: pd.DataFrame, labels: Any, *, num_groups: int = 4) -> pd.Dat
     pandas.DataFrame
         A row a label: ``num`` (datapoints whose gaps are finite), ``num_failed``, the mean and standard error of each
         gap, then ``difference`` (mean gap less that of all others), ``difference_se``, ``z`` and ``worse``: whether z
-        is so large that there is `FALSE_ALARMS` probability of any such label where none is worse. The gap is the
-        inference gap, without a guide the approximation gap.
+        is so large that there is `FALSE_ALARMS` probability of any such label where none is worse, by Student's t of
+        Welch's degrees of freedom. The gap is the inference gap, without a guide the approximation gap.
 
     Raises
     ------
@@ -114,9 +114,28 @@ def by_label(table: pd.DataFrame, labels: Any, *, num_groups: int = 4) -> pd.Dat
         (mean, se, _), (rest, rest_se, _) = _mean(inside), _mean(outside)
         row["difference"], row["difference_se"] = mean - rest, float(np.hypot(se, rest_se))
         row["z"] = row["difference"] / row["difference_se"] if row["difference_se"] > 0 else np.nan
-        row["worse"] = bool(min(len(inside), len(outside)) >= FEWEST and row["z"] > limit)
+        enough = min(len(inside), len(outside)) >= FEWEST
+        row["worse"] = bool(enough and _as_normal(row["z"], _degrees((se, inside), (rest_se, outside))) > limit)
         rows[label] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
+
+
+def _degrees(*samples: tuple[float, Vector]) -> float:
+    """Welch's degrees of freedom of a difference of means, from the standard error of each and its values."""
+    squares = [error**2 for error, _ in samples]
+    own = sum(square**2 / (len(values) - 1) for square, (_, values) in zip(squares, samples, strict=True))
+    return sum(squares) ** 2 / own if own > 0 else np.inf
+
+
+def _as_normal(t: float, degrees: float) -> float:
+    """The z that is as rare as Student's t, to about a hundredth of it: errors of few values are themselves uncertain.
+
+    Wallace (1959), "Bounds on normal approximations to Student's and the chi-square distributions".
+    """
+    if not np.isfinite(degrees):
+        return t
+    size = np.sqrt(degrees * np.log1p(t**2 / degrees)) * (8 * degrees + 1) / (8 * degrees + 3)
+    return float(np.copysign(size, t))
 
 
 def read_labels(labels: Any, num: int, *, num_groups: int = 4) -> tuple[NDArray[np.object_], list[str]]:

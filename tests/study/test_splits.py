@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from amortize.errors import ArgumentError
-from amortize.study.splits import FALSE_ALARMS, by_label, compare_splits
+from amortize.study.splits import FALSE_ALARMS, _as_normal, by_label, compare_splits
 from tests.statistics import z_value
 
 
@@ -64,12 +65,21 @@ def test_the_label_on_which_the_encoder_fails_is_found_and_no_other():
     assert found.loc["10", "z"] == pytest.approx((own.mean() - rest.mean()) / error)
 
 
-def test_where_no_label_is_worse_one_is_called_so_as_seldom_as_promised():
+@pytest.mark.parametrize("size", [30, 5])
+def test_where_no_label_is_worse_one_is_called_so_as_seldom_as_promised(size):
     rng, repeats = np.random.default_rng(2), 300
-    labels = np.repeat(list("abcde"), 30)
-    alarms = sum(by_label(table(rng.normal(size=150)), labels)["worse"].any() for _ in range(repeats))
+    labels = np.repeat(list("abcdefgh"), size)
+    alarms = sum(by_label(table(rng.normal(size=8 * size)), labels)["worse"].any() for _ in range(repeats))
     allowed = repeats * FALSE_ALARMS
     assert alarms < allowed + (z_value() + 1) * allowed**0.5  # an error of 30 is itself uncertain: slightly more
+
+
+@pytest.mark.parametrize("degrees", [4, 9, 60])
+def test_errors_of_few_values_count_by_students_t(degrees):
+    for tail in (0.2, 0.01, 0.0005):
+        t, z = stats.t(degrees).isf(tail), stats.norm.isf(tail)
+        assert _as_normal(t, degrees) == pytest.approx(z, rel=0.02)
+        assert _as_normal(-t, degrees) == pytest.approx(-z, rel=0.02)
 
 
 def test_a_covariate_is_cut_into_groups_of_equal_size():

@@ -198,10 +198,11 @@ def test_a_flow_starts_chains_whose_evidence_is_exact(parted):
     x = local.data.leaves[0]
     program = am.Program(SQUARE.model)
     found = am.evidence(program, x, start=local, method=am.ImportanceSampling(num_draws=2000), seed=0)
-    error = found.log_evidence - quadrature(program, x, 1)
+    exact = quadrature(program, x, 1)
+    error = found.log_evidence - exact
     assert (abs(error) < z_value(2) * found.se + 1e-3).all()
     annealed = am.evidence(program, x, start=local, method=am.AIS(num_chains=16, num_temperatures=4), seed=0)
-    assert (abs(annealed.log_evidence - quadrature(program, x, 1)) < z_value(2) * annealed.se + 1e-3).all()
+    assert (abs(annealed.log_evidence - exact) < z_value(2) * annealed.se + 1e-3).all()
 
 
 def test_the_trace_goes_up_and_its_costs_add_up(parted):
@@ -214,14 +215,14 @@ def test_the_trace_goes_up_and_its_costs_add_up(parted):
 
 @pytest.mark.parametrize("family", [Coupling(num_layers=2), IAF(num_layers=2)], ids=["coupling", "iaf"])
 def test_affine_flows_follow_a_bent_posterior(family):
-    gap, gaussian, local = gaps(banana, torch.tensor([1.0]), family, 2, num_steps=500)
+    gap, gaussian, local = gaps(banana, torch.tensor([1.0]), family, 2, num_steps=200)
     assert (gap > -z_value() * local.elbo_se - 1e-3).all()
     assert (gaussian > 0.5).all() and (gap < 0.1 * gaussian).all()
 
 
 def test_splines_find_two_modes_in_the_plane():
     x = torch.tensor([[0.5, 1.0]])
-    gap, gaussian, local = gaps(two_squares, x, Spline(num_layers=2), 2)
+    gap, gaussian, local = gaps(two_squares, x, Spline(num_layers=2), 2, num_steps=100)
     assert (gap > -z_value() * local.elbo_se - 1e-3).all()
     assert (gap < 0.25 * gaussian).all()
 
@@ -231,7 +232,7 @@ def test_a_gaussian_posterior_is_kept(kind):
     analysis = am.models.FactorAnalysis.random(latent_dim=3, data_dim=6, seed=0)
     x = analysis.simulate(4, seed=1)
     family = KINDS[kind](num_layers=1, hidden=(8,), num_draws=8)
-    local = am.fit_local(analysis.program(), x, family=family, init="prior", num_steps=150)
+    local = am.fit_local(analysis.program(), x, family=family, init="prior", num_steps=100)
     exact = analysis.log_evidence(x).detach().double().numpy()
     assert (abs(local.elbo - exact) < z_value(4) * local.elbo_se + 0.02).all()
 
@@ -267,7 +268,7 @@ def test_a_datapoint_that_is_nowhere_finite_spoils_no_other():
             pyro.factor("likelihood", torch.where(x > 5, torch.full_like(x, float("nan")), -0.5 * (x - z) ** 2))
 
     family = IAF(num_layers=1, num_draws=16)
-    local = am.fit_local(am.Program(model), torch.tensor([0.5, 9.0]), family=family, num_steps=300, num_restarts=0)
+    local = am.fit_local(am.Program(model), torch.tensor([0.5, 9.0]), family=family, num_steps=100, num_restarts=0)
     assert np.isnan(local.elbo[1]) and not local.converged[1]
     assert np.isfinite(local.elbo[0])
     alone = -0.5 * 0.5**2 / 2 + 0.5 * math.log(0.5)
@@ -293,7 +294,7 @@ def test_many_latents_take_a_diagonal_frame():
     analysis = am.models.FactorAnalysis.random(latent_dim=4, data_dim=6, seed=0)
     x = analysis.simulate(2, seed=1)
     family = Coupling(num_layers=1, num_draws=16, frame="mean-field")
-    local = am.fit_local(analysis.program(), x, family=family, init="prior", num_steps=150)
+    local = am.fit_local(analysis.program(), x, family=family, init="prior", num_steps=80)
     assert local.parameters["scale"].shape == (2, 4) and "scale_tril" not in local.parameters
     floor = analysis.best_mean_field_elbo(x).detach().double().numpy()
     assert (local.elbo > floor - z_value(2) * local.elbo_se - 0.02).all()

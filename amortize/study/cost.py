@@ -213,10 +213,19 @@ def _reaching(guide: Vector, part: TracedPart) -> tuple[float, float]:
 
 
 def _training_gradients(fitted: Fitted) -> float:
-    """Gradients of the log joint of one datapoint at one draw; objectives of many particles take one for each."""
+    """Gradients of the log joint of one datapoint at one draw, those of steps that the guide took alone among them."""
     own = fitted.settings.get("objective", {})
-    particles = float(own.get("num_particles", 1)) if isinstance(own, dict) else 1.0
-    return float(len(fitted.history)) * float(fitted.settings["batch_size"]) * particles
+    steps = float(len(fitted.history))
+    if "inner_steps" in fitted.history:  # of aggressive training
+        steps += float(fitted.history["inner_steps"].sum())
+    return steps * float(fitted.settings["batch_size"]) * (_gradients_a_datapoint(own) if isinstance(own, dict) else 1)
+
+
+def _gradients_a_datapoint(objective: Mapping[str, Any]) -> float:
+    """Of one training step: one a particle; of objectives that move draws, one a draw and step besides."""
+    particles = objective.get("num_particles", objective.get("num_chains", 1))
+    draws = objective.get("num_draws", particles)
+    return float(particles + draws * objective.get("num_steps", 0))
 
 
 def _ratio(training: float, each: float) -> float:

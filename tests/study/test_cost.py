@@ -103,6 +103,18 @@ def test_the_curve_has_each_look_and_the_end():
     assert fits["se"].iloc[0] == pytest.approx(np.linspace(-0.1, 0.1, N).std(ddof=1) / N**0.5)
 
 
+def test_steps_that_the_guide_took_alone_are_paid_for():
+    model = am.models.FactorAnalysis.random(latent_dim=2, data_dim=3)
+    ahead = am.Aggressive(max_inner_steps=6, window=3, check_every=100)
+    training = am.Training(batch_size=5, progress=False, aggressive=ahead)
+    fitted = am.fit(model.program(), model.simulate(20), num_steps=4, training=training)
+    taken = fitted.history["inner_steps"].sum()
+    assert taken >= 3 * 4
+    assert TrainingCost.of(fitted, fitted.program, fitted.program.prepare(model.simulate(4)), seed=0).num_gradients == (
+        5 * (4 + taken)
+    )
+
+
 def test_the_cost_of_a_training_is_read_off_it():
     model = am.models.FactorAnalysis.random(latent_dim=2, data_dim=3)
     x = model.simulate(20)
@@ -114,4 +126,8 @@ def test_the_cost_of_a_training_is_read_off_it():
     assert found.pass_seconds > 0
     particles = am.fit(model.program(), x, num_steps=4, objective=am.IWAE(num_particles=3), training=training)
     assert TrainingCost.of(particles, fitted.program, fitted.program.prepare(x), seed=0).num_gradients == 60.0
+    moved = am.fit(model.program(), x, num_steps=4, objective=am.LMCVAE(num_steps=2, num_chains=3), training=training)
+    assert TrainingCost.of(moved, fitted.program, fitted.program.prepare(x), seed=0).num_gradients == 20 * 3 * (1 + 2)
+    refined = am.fit(model.program(), x, num_steps=4, objective=am.SemiAmortized(num_steps=2), training=training)
+    assert TrainingCost.of(refined, fitted.program, fitted.program.prepare(x), seed=0).num_gradients == 20 * (1 + 4 * 2)
     assert np.isnan(TrainingCost.of(None, fitted.program, fitted.program.prepare(x), seed=0).seconds)

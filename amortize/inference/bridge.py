@@ -20,13 +20,15 @@ size, g_t the gradient of log pi_t in whitened coordinates, and xi standard norm
 "dais" as "uha", the leapfrog step drift-kick-drift (Zhang et al. 2021, "Differentiable annealed importance sampling")
 ====== ===========================================================================================================
 
-Nothing is clamped: a path that leaves the range of numbers has a weight that is not finite, and keeps it.
+Nothing is clamped, unless the steps are ``tamed`` (Brosse et al. 2019, "The tamed unadjusted Langevin algorithm"): a
+path that leaves the range of numbers has a weight that is not finite, and keeps it.
 
 Letters: B rows (draws x datapoints, draw-major), N datapoints, D latents, K steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,12 +58,15 @@ class Steps(NamedTuple):
 
     ``betas`` (K + 1,) from 0 to 1; ``step_sizes`` (K,), or (K, D) or (K, B, 1) for one a dimension or row;
     ``persistence`` eta in [0, 1), a scalar; ``scale`` (N, D) or (N, D, D), the whitening, None for none.
+    ``tamed`` (of "ula" and "mcd") shortens every drift to the typical length of the noise, where it is longer: chains
+    in tails that are lighter than a Gaussian's don't run off, and the weights stay right, for it is done both ways.
     """
 
     betas: Tensor
     step_sizes: Tensor
     persistence: Tensor | None = None
     scale: Tensor | None = None
+    tamed: bool = False
 
 
 class Bridged(NamedTuple):
@@ -181,14 +186,24 @@ def _overdamped(
     for t, h in enumerate(steps.step_sizes, 1):
         beta = steps.betas[t]
         noise = _normal(u, generator)
-        slope = _slope_at(here, beta, steps)
+        slope = _drifting(here, beta, h, steps)
         u = u + _push(steps, h * (0.5 * h * slope + noise))
         here = evaluate(u)
-        back = slope + _slope_at(here, beta, steps)
+        back = slope + _drifting(here, beta, h, steps)
         if score is not None:
             back = back + score(u, None, t)
         log_weights = log_weights + _log_ratio(noise, noise + 0.5 * h * back)
     return Bridged(log_weights + here.base + here.ratio, u)
+
+
+def _drifting(here: Point, beta: Tensor, h: Tensor, steps: Steps) -> Tensor:
+    """The slope (B, D) that a drift follows: the path's or, tamed, one with h/2 |slope| of sqrt(D) at most."""
+    slope = _slope_at(here, beta, steps)
+    if not steps.tamed:
+        return slope
+    longest = math.sqrt(slope.shape[-1])
+    length: Tensor = torch.linalg.vector_norm(0.5 * h * slope, dim=-1, keepdim=True)
+    return slope * (longest / length.clamp(min=longest))
 
 
 Move = Callable[..., tuple[Point | None, Tensor, Tensor]]

@@ -2,7 +2,8 @@ r"""Langevin steps from an amortized guide towards the posterior of each datapoi
 
 .. math:: L_k(x_n) = E[\log w_n] \le \log p(x_n), \qquad L_0 = E_q[\log p(x, u) - \log q(u)]
 
-with w the weight of k unadjusted steps along q^(1 - beta) p^beta, evenly spaced in beta (see ``bridge``, "ula"). Steps
+with w the weight of k unadjusted steps along q^(1 - beta) p^beta, evenly spaced in beta (see ``bridge``, "ula", tamed:
+a lagging guide has draws far out, from which whole drifts can throw a chain further at every step). Steps
 of size 0 leave the draws and their weights as they are, so that L_k with the best step size is no less than L_0. That
 size is searched for on trial runs, for each datapoint by itself; the bound is measured on fresh runs.
 
@@ -88,7 +89,7 @@ def run_langevin(  # noqa: PLR0913 (what a run is made of)
     noise = generator(seed, "langevin", num_steps, device=latents.u.device)
     each = step_sizes.repeat(len(latents.u) // data.num_datapoints)[:, None]
     betas = torch.linspace(0, 1, num_steps + 1, dtype=latents.u.dtype, device=latents.u.device)
-    steps = Steps(betas, each.expand(num_steps, -1, -1), scale=frame.scale)
+    steps = Steps(betas, each.expand(num_steps, -1, -1), scale=frame.scale, tamed=True)
     return bridge("ula", path.evaluate, latents.u, steps, noise)
 
 

@@ -69,6 +69,17 @@ def test_the_mean_weight_is_the_evidence(kind, whitening):
     assert abs(ratio.mean() - 1) < z_value(len(KINDS) * len(WHITENINGS)) * ratio.std() / math.sqrt(len(ratio))
 
 
+@pytest.mark.parametrize("kind", ["ula", "mcd"])
+def test_the_mean_weight_is_the_evidence_with_tamed_drifts_too(kind):
+    steps = steps_of(kind, size=1.0)._replace(tamed=True)
+    noise = torch.Generator().manual_seed(1)
+    u, plain = torch.randn(20_000, DIM, generator=noise).double(), steps._replace(tamed=False)
+    ends = [bridge(kind, differentiable(normal_terms), u, each, noise.manual_seed(2)) for each in (steps, plain)]
+    ratio = (ends[0].log_weights - LOG_Z).exp()
+    assert abs(ratio.mean() - 1) < z_value(2) * ratio.std() / math.sqrt(len(ratio))
+    assert 0.02 < (ends[0].u != ends[1].u).any(-1).double().mean() < 0.98  # some were cut, and not all
+
+
 @pytest.mark.parametrize(("kind", "plain"), [("mcd", "ula"), ("ldvi", "uha")])
 def test_a_score_of_zero_is_the_kind_without_one(kind, plain):
     with torch.random.fork_rng():

@@ -98,6 +98,28 @@ def test_langevin_steps_raise_a_lower_bound(lagging, refined):
     assert left.iloc[-1] < 0.5 * left.iloc[0]
 
 
+def quartic(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z**2, 0.5), obs=x)
+
+
+def test_langevin_steps_do_not_run_off_in_tails_lighter_than_a_gaussians():
+    def wide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(0.3 * x, 2.0))
+
+    x = torch.linspace(-1.0, 5.0, 24, dtype=torch.float64)
+    result = am.refine(am.Program(quartic, wide), x, method="langevin", num_steps=8)
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, 0.5).log_prob(x[:, None])
+    evidence = (joint.logsumexp(-1) + (z[1] - z[0]).log()).numpy()
+    assert (result.gain > -z_value(result.gain.size) * result.gain_se - 1e-9).all()
+    assert result.gain.min() > -1.0  # whole drifts lose hundreds of nats and more
+    assert (result.elbo <= evidence + z_value(result.elbo.size) * result.elbo_se).all()
+    assert result.gain[-1].mean() > 10.0
+
+
 def test_langevin_is_looked_at_in_doublings():
     assert looks(1) == [0, 1] and looks(8) == [0, 1, 2, 4, 8] and looks(20) == [0, 1, 2, 4, 8, 16, 20]
 

@@ -105,6 +105,36 @@ def test_a_density_without_bound_at_the_edge_is_not_called_converged():
     np.testing.assert_allclose(local.draws(1)["z"][0, 1], 3.5 / 2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_a_bounded_support_runs_out_of_digits_a_growing_density_is_not_called_converged(dtype):
+    def beta(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(torch.tensor(0.5, dtype=dtype), 0.5))
+            pyro.sample("x", dist.Binomial(10, z), obs=x)
+
+    def dirichlet(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(torch.tensor([0.5, 1.0, 2.0], dtype=dtype)))
+            pyro.sample("x", dist.Multinomial(10, z, validate_args=False), obs=x)
+
+    counts = torch.tensor([0.0, 1.0, 10.0], dtype=dtype)
+    assert am.fit_local(am.Program(beta), counts, family="point").converged.tolist() == [False, True, False]
+    counts = torch.tensor([[0.0, 1.0, 9.0], [3.0, 3.0, 4.0]], dtype=dtype)
+    assert am.fit_local(am.Program(dirichlet), counts, family="point").converged.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mode_at_the_edge_of_a_bounded_support_is_converged(dtype):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(torch.tensor(1.0, dtype=dtype), 1.0))
+            pyro.sample("x", dist.Binomial(1000, z), obs=x)
+
+    local = am.fit_local(am.Program(model), torch.tensor([0.0, 500.0, 1000.0], dtype=dtype), family="point")
+    assert local.converged.all()
+    np.testing.assert_allclose(local.draws(1)["z"][0], [0.0, 0.5, 1.0], atol=1e-4)
+
+
 def test_a_datapoint_that_is_nowhere_finite_is_marked_and_spoils_no_other():
     def model(x):
         with pyro.plate("data", x.shape[0]):

@@ -52,11 +52,6 @@ class Affine(NamedTuple):
         lower = None if self.lower is None else wide[..., None] * self.lower
         return Affine(wide * self.shift, wide * self.log_scale, lower)
 
-    def plus(self, other: Affine) -> Affine:
-        """Part by part."""
-        lower = None if self.lower is None or other.lower is None else self.lower + other.lower
-        return Affine(self.shift + other.shift, self.log_scale + other.log_scale, lower)
-
     def where(self, condition: Tensor, other: Affine) -> Affine:
         """The rows of self where ``condition`` (N,), else those of ``other``."""
         wide, lower = condition[:, None], None

@@ -146,7 +146,14 @@ def check_number(name: str, value: object, interval: str = "(0, inf)") -> float:
 
 
 def shown(value: object) -> str:
-    """A value as messages show what came; for a class, that an object of it was meant."""
+    """A value as messages show what came, in a line; for a class, that an object of it was meant.
+
+    Examples
+    --------
+    >>> print(shown(3), shown("name"), shown(complex), sep="; ")
+    3; 'name'; the class complex; make an object of it, complex(...)
+    """
     if isinstance(value, type):
         return f"the class {value.__name__}; make an object of it, {value.__name__}(...)"
-    return repr(value)
+    text = repr(value)
+    return text if "\n" not in text else f"an object of class {type(value).__name__}"  # networks, arrays, tables

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from amortize.errors import ArgumentError, check_count
+from amortize.errors import ArgumentError, check_count, shown
 from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto
 from amortize.inference.evidence import evidence as measure_evidence
@@ -102,7 +102,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     require_guide(program)
     run = _Run(program, _families(families), _method(method), check_count("num_draws", num_draws, 2), seed, device)
     if fitted is not None and not isinstance(fitted, Fitted):
-        raise ArgumentError(f"fitted: expected what am.fit gave, got {fitted!r}")
+        raise ArgumentError(f"fitted: expected what am.fit gave, got {shown(fitted)}")
     data = program.prepare(x, device=device)
     if labels is not None:
         read_labels(labels, data.num_datapoints)

@@ -394,6 +394,8 @@ def test_other_arguments_are_refused_too():
     model, x = linear_vae(0.0, num=4)
     with pytest.raises(ArgumentError, match=r"fitted: expected what am\.fit gave"):
         am.gaps(model.program(), x, fitted=model)
+    with pytest.raises(ArgumentError, match=r"am\.fit gave, got an object of class Program$"):
+        am.gaps(model.program(), x, fitted=model.program())
     with pytest.raises(ArgumentError, match="labels: expected one for each of 4 datapoints"):
         am.gaps(model.program(), x, labels=[1, 2])
     evidence, importance, local = parts()

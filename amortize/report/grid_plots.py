@@ -48,7 +48,7 @@ def _gaps(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     apply_style(figure, height=_height(rows))
     figure.update_layout(barmode="relative", bargap=0.35, margin={"l": _margin(labels), "r": 16})
     figure.update_xaxes(title_text="nats a datapoint")
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=False)
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1], showgrid=False)
     return figure
 
 
@@ -61,7 +61,7 @@ def _bounds(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> go.Figur
     apply_style(figure, height=_height(rows))
     figure.update_layout(margin={"l": _margin(labels), "r": 16})
     figure.update_xaxes(title_text="nats a datapoint", zeroline=False)
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1])
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1])
     return figure
 
 

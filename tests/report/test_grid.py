@@ -11,6 +11,7 @@ import pytest
 
 from amortize.errors import DataError
 from amortize.report.grid import grid_rows, read_grid_document, write_grid_report
+from amortize.report.grid_plots import grid_figures
 
 
 def document(*, failed: bool = False) -> dict[str, Any]:
@@ -101,3 +102,11 @@ def test_numbers_of_something_else_are_refused(tmp_path: Path) -> None:
             path.write_text(text)
         with pytest.raises(DataError, match=message):
             read_grid_document(path)
+
+
+def test_values_that_are_numbers_are_labels_all_the_same() -> None:
+    values = {"inference_gap": (2.0, 0.1), "approximation_gap": (1.0, 0.1), "log_evidence": (-5.0, 0.2)}
+    figures = grid_figures([{"coords": [size], "values": values} for size in ("2", "16", "0.002")])
+    for figure in figures.values():
+        assert figure.layout.yaxis.type == "category"  # else the rows stand at 2, 16 and 0.002
+        assert list(figure.layout.yaxis.categoryarray) == ["0.002", "16", "2"]

@@ -47,22 +47,24 @@ def model() -> FactorAnalysis:
 
 
 @pytest.fixture(scope="module")
-def best(model) -> dict[str, Tensor]:
+def low_rank(model) -> tuple[Tensor, Tensor]:
+    return best_low_rank(model.closed_form().precision.detach())
+
+
+@pytest.fixture(scope="module")
+def best(model, low_rank) -> dict[str, Tensor]:
     """The best covariance of each family, float64."""
-    exact = model.closed_form()
-    precision = exact.precision.detach()
-    diagonal, factor = best_low_rank(precision)
+    exact, (diagonal, factor) = model.closed_form(), low_rank
     return {
-        "mean-field": torch.diag(1 / precision.diagonal()),
+        "mean-field": torch.diag(1 / exact.precision.detach().diagonal()),
         "low-rank": torch.diag(diagonal) + factor @ factor.T,
         "full-covariance": exact.covariance.detach(),
     }
 
 
-def guide_of(model: FactorAnalysis, family: str, covariance: Tensor):
+def guide_of(model: FactorAnalysis, family: str, covariance: Tensor, low_rank: tuple[Tensor, Tensor]):
     """A guide of that family, with this covariance and a mean that is off."""
-    exact = model.closed_form()
-    diagonal, factor = best_low_rank(exact.precision.detach())
+    exact, (diagonal, factor) = model.closed_form(), low_rank
 
     def guide(x):
         loc = (exact.posterior_mean(x.double()) + SHIFT).detach()
@@ -79,7 +81,7 @@ def guide_of(model: FactorAnalysis, family: str, covariance: Tensor):
 
 
 @pytest.mark.parametrize("family", ["mean-field", "low-rank", "full-covariance"])
-def test_every_term_is_its_closed_form_and_the_sums_are_exact(model, best, family):
+def test_every_term_is_its_closed_form_and_the_sums_are_exact(model, best, low_rank, family):
     exact, x = model.closed_form(), model.simulate(NUM, seed=5)
     rows, covariance = x.double(), WIDER * best[family]
     mean = exact.posterior_mean(rows)
@@ -91,7 +93,7 @@ def test_every_term_is_its_closed_form_and_the_sums_are_exact(model, best, famil
     truth["inference_gap"] = evidence - truth["elbo_guide"]
     truth["approximation_gap"], truth["amortization_gap"] = evidence - own, own - truth["elbo_guide"]
 
-    program = am.Program(model.model, guide_of(model, family, covariance))
+    program = am.Program(model.model, guide_of(model, family, covariance, low_rank))
     families = ("full-covariance", "mean-field", am.LowRank(rank=RANK))
     ledger = am.gaps(program, x, families=families, num_draws=4000, seed=1)
 

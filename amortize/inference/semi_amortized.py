@@ -30,8 +30,8 @@ from amortize.program.reach import Reach
 
 __all__ = ["SemiAmortized"]
 
-LONGEST_STEP = 3.0
-"""In the frame of the posterior as it stands; a longer one is cut to this."""
+LONGEST_STEP = 1.0
+"""In the frame of the posterior as it stands; a longer one is cut to this, as few draws may ask for very long ones."""
 SCALE_DRAWS = 64
 """For the moments of guides that do not state them: what they are off by, the steps are off by."""
 
@@ -47,7 +47,8 @@ class SemiAmortized(Objective):
     step_size
         h: 1 would go to the optimum of an independent Gaussian posterior at once, and overshoots that of others.
     num_draws
-        S, draws of the guide on which the steps are taken.
+        S, draws of the guide on which the steps are taken. Few make steps noisy: where the guide is good already, take
+        16 of them, or a smaller step size.
     num_particles
         C, draws on which the bound is measured.
 

@@ -115,8 +115,9 @@ def fit(  # noqa: PLR0913 (the public face)
     begin = time.perf_counter()
     run.train(data, valid, begin)
     settings = training.settings() | {"num_steps": num_steps, "batch_size": run.batch_size(data)}
-    if isinstance(made, Objective):
-        settings["objective"] = made.settings()
+    settings["objective"] = (
+        made.settings() if isinstance(made, Objective) else {"name": name_of(made), "num_particles": made.num_particles}
+    )
     return Fitted(
         program=program,
         history=run.history(),

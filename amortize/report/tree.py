@@ -38,7 +38,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, shown
 from amortize.report.attrs import encode_attrs
 from amortize.report.frames import ledger_frames
 from amortize.report.measured import SANDWICH_FACTS, SIDES, annealing_variables, evidence_variables, facts_of
@@ -103,6 +103,7 @@ def to_datatree(  # noqa: PLR0913 (the public face)
     >>> float(tree["sample_stats"]["log_weight"].mean())
     -1.0
     """
+    _require_ledger(ledger)
     root = dict(attrs or {})
     builder = _Builder(_datapoint_index(ledger), root.pop("labels", None))
     if posterior is not None:
@@ -130,6 +131,12 @@ def to_datatree(  # noqa: PLR0913 (the public face)
     for name, arrays in (groups or {}).items():
         builder.add_group(name, arrays)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=encode_attrs(root)), **builder.datasets})
+
+
+def _require_ledger(ledger: object) -> None:
+    tables = (getattr(ledger, "table", None), getattr(ledger, "summary", None))
+    if ledger is not None and not all(isinstance(table, pd.DataFrame) for table in tables):
+        raise ArgumentError(f"ledger: expected the Ledger that am.gaps(...) returns, got {shown(ledger)}")
 
 
 def _simulated_sides(evidence: Evidences | None) -> SandwichLike | None:

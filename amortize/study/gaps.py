@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from amortize.errors import ArgumentError, check_count, shown
+from amortize.errors import ArgumentError, check_count
 from amortize.inference.ais import AIS
 from amortize.inference.auto import Auto
 from amortize.inference.evidence import evidence as measure_evidence
@@ -28,6 +28,7 @@ from amortize.program.discover import run_recorded
 from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.random import check_seed, generator
+from amortize.study.arguments import read_training_data, require_fit_of
 from amortize.study.cost import TrainingCost
 from amortize.study.guide_family import GuideFamily, read_guide_family
 from amortize.study.latents import latents
@@ -73,7 +74,7 @@ def gaps(  # noqa: PLR0913 (the public face)
     labels
         (N,) labels or a covariate, for ``ledger.by()``.
     fitted
-        What ``am.fit`` gave, for the cost of training and the break-even.
+        What ``am.fit`` gave of this program, for the cost of training and the break-even.
     method
         How to measure log p(x), as in ``am.evidence``: ``am.AIS(...)`` (the default), "auto", and so on.
     num_draws
@@ -101,12 +102,12 @@ def gaps(  # noqa: PLR0913 (the public face)
     require_program(program)
     require_guide(program)
     run = _Run(program, _families(families), _method(method), check_count("num_draws", num_draws, 2), seed, device)
-    if fitted is not None and not isinstance(fitted, Fitted):
-        raise ArgumentError(f"fitted: expected what am.fit gave, got {shown(fitted)}")
     data = program.prepare(x, device=device)
+    if fitted is not None:
+        require_fit_of(program, fitted)
     if labels is not None:
         read_labels(labels, data.num_datapoints)
-    train_data = None if x_train is None else program.prepare(x_train, device=device)
+    train_data = None if x_train is None else read_training_data(program, x_train, data, device=device)
     train = None
     if train_data is not None:
         train = run.ledger(train_data.rows(training_rows(train_data, data.num_datapoints, seed=seed)), Extras())
@@ -228,7 +229,7 @@ def _families(families: Sequence[str | Family] | None) -> dict[str, Family] | No
         return None
     if not isinstance(families, (tuple, list)):
         raise ArgumentError(f"families: expected a tuple of different names, as in ('mean-field',), got {families!r}")
-    made = [make_family(family) for family in families]
+    made = [make_family(family, argument="families") for family in families]
     names = [family.name for family in made]
     if len(set(names)) != len(names):
         raise ArgumentError(f"families: expected a tuple of different names, as in ('mean-field',), got {families!r}")

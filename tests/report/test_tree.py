@@ -128,6 +128,8 @@ WRONG = {
         lambda: to_datatree(history=pd.DataFrame({"elbo": [0.0]})),
         'history: expected a column "step"',
     ),
+    "no ledger": (lambda: to_datatree(ledger="x"), r"ledger: expected the Ledger that am.gaps\(...\) returns, got 'x'"),
+    "a table": (lambda: to_datatree(ledger=examples.ledger(3).table), "ledger: .* got an object of class DataFrame"),
     "labels": (lambda: to_datatree({"z": np.zeros((2, 3))}, attrs={"labels": [1]}), "labels"),
     "attrs": (lambda: to_datatree(attrs={"settings": {1, 2}}), r"attrs\['settings'\]"),
 }

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import amortize as am
-from amortize.errors import ArgumentError, GuideMismatchError
+from amortize.errors import ArgumentError, DataError, GuideMismatchError
 from amortize.models import FactorAnalysis
+from amortize.study.arguments import read_training_data, require_fit_of
 from amortize.study.findings import examine
 from amortize.study.gaps import ledger_from, summarise
 from amortize.study.ledger import Extras
@@ -310,7 +311,7 @@ def test_wrong_arguments_are_refused_before_anything_is_computed():
         am.gaps(model.program(), x, families=("mean-field", "mean-field"))
     with pytest.raises(ArgumentError, match="num_draws: expected an integer of at least 2"):
         am.gaps(model.program(), x, num_draws=1)
-    with pytest.raises(ArgumentError, match="no-such"):
+    with pytest.raises(ArgumentError, match=r"^families: expected one of .*, or its settings, got 'no-such'"):
         am.gaps(model.program(), x, families=("no-such",))
     with pytest.raises(ArgumentError, match="method: expected 'auto'"):
         am.gaps(model.program(), x, method="smc")
@@ -388,6 +389,48 @@ def test_families_without_an_elbo_are_no_rung():
     evidence, importance, local = parts()
     with pytest.raises(ArgumentError, match="local: 'point' posteriors have no density"):
         ledger_from(evidence, importance, {"point": local["mean-field"]}, guide_family=None)
+
+
+def test_training_data_that_the_program_does_not_take_are_named():
+    model, x = linear_vae(0.0, num=4)
+    width = x.shape[1]
+    message = rf"x_train: expected datapoints as those of x, .* of shape \({width},\), got .* of shape \({width + 2},\)"
+    with pytest.raises(DataError, match=message):
+        am.gaps(model.program(), x, x_train=torch.zeros(6, width + 2, dtype=x.dtype))
+    with pytest.raises(DataError, match=r"x_train: .*, got torch\.int64 of shape .*expected m1 and m2"):
+        am.gaps(model.program(), x, x_train=x.long())
+    with pytest.raises(DataError, match=r"x_train: .*, got 0: .*; 1: .* takes 2 positional arguments"):
+        am.gaps(model.program(), x, x_train=(x, x))
+
+
+def test_rows_of_another_length_are_no_error_where_the_program_takes_them():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None].expand(x.shape), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.sum(1) / (1 + x.shape[1]), 0.5))
+
+    program = am.Program(model, guide)
+    data = program.prepare(torch.randn(3, 4))
+    assert read_training_data(program, torch.randn(5, 7), data).num_datapoints == 5
+
+
+def test_a_fit_of_another_program_is_refused_but_not_the_same_one_loaded(tmp_path):
+    model, x = linear_vae(0.0, num=4)
+    fitted = am.fit(model.program(), x, num_steps=2, training=am.Training(progress=False))
+    other = FactorAnalysis.random(latent_dim=5, data_dim=x.shape[1], seed=1).program()
+    with pytest.raises(ArgumentError, match="fitted: expected the fit of this program, got that of another"):
+        am.gaps(other, x, fitted=fitted)
+    loaded = am.load(fitted.save(tmp_path / "fit.pt"))
+    require_fit_of(loaded.program, loaded)
+    require_fit_of(fitted.program, loaded)  # another object with the same parameters
+    again = am.fit(loaded.program, x, num_steps=1, training=am.Training(progress=False))
+    require_fit_of(loaded.program, again)
+    with pytest.raises(ArgumentError, match="fitted: expected the fit of this program"):
+        require_fit_of(fitted.program, again)
 
 
 def test_other_arguments_are_refused_too():

@@ -33,8 +33,8 @@ FAMILIES: dict[str, Callable[..., Family]] = {
 """By the name that ``am.fit_local`` takes, from poor to rich."""
 
 
-def make_family(family: str | Family) -> Family:
-    """Settings of a family, by its name or as they are.
+def make_family(family: str | Family, *, argument: str = "family") -> Family:
+    """Settings of a family, by its name or as they are; messages speak of ``argument``.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def make_family(family: str | Family) -> Family:
         return family
     if isinstance(family, str) and family in FAMILIES:
         return FAMILIES[family]()
-    raise ArgumentError(f"family: expected one of {tuple(FAMILIES)}, or its settings, got {shown(family)}")
+    raise ArgumentError(f"{argument}: expected one of {tuple(FAMILIES)}, or its settings, got {shown(family)}")
 
 
 def family_of(name: str, settings: Mapping[str, Any]) -> Family:

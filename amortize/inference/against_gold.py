@@ -22,6 +22,7 @@ from amortize.inference.families.registry import family_of
 from amortize.inference.local import LocalPosterior
 from amortize.inference.method import MAX_ROWS
 from amortize.inference.posterior_draws import as_latents
+from amortize.inference.refinement import Refinement
 from amortize.inference.starts import GuideStart
 from amortize.program.data import Data
 from amortize.program.density import LogJoint
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Posterior", "against"]
 
-Posterior = Program | LocalPosterior | Mapping[str, Any]
+Posterior = Program | LocalPosterior | Refinement | Mapping[str, Any]
 
 FEWEST_DRAWS, MOST_DRAWS = 100, 1000
 """Of each side, that a classifier is given."""
@@ -77,6 +78,8 @@ def _draws(name: str, posterior: Posterior, log_joint: LogJoint, data: Data, how
         u = _from_guide(name, posterior, log_joint, data, how)
     elif isinstance(posterior, LocalPosterior):
         u = _from_local(name, posterior, log_joint, data, how)
+    elif isinstance(posterior, Refinement):
+        u = _from_refined(name, posterior, log_joint, data, how)
     elif isinstance(posterior, Mapping):
         try:
             given = {site: np.array(value) for site, value in posterior.items()}  # which may be read-only
@@ -85,7 +88,8 @@ def _draws(name: str, posterior: Posterior, log_joint: LogJoint, data: Data, how
             raise ArgumentError(f"posteriors[{name!r}]: {str(error).removeprefix('posterior_draws: ')}") from None
     else:
         raise ArgumentError(
-            f"posteriors[{name!r}]: expected a Program, a LocalPosterior or a dict of draws, got {shown(posterior)}"
+            f"posteriors[{name!r}]: expected a Program, a LocalPosterior, a Refinement or a dict of draws, got "
+            f"{shown(posterior)}"
         )
     result: np.ndarray = u.reshape(-1, data.num_datapoints, log_joint.dim).double().cpu().numpy()
     return result
@@ -113,6 +117,15 @@ def _from_local(name: str, local: LocalPosterior, log_joint: LogJoint, data: Dat
         raise ArgumentError(f"posteriors[{name!r}]: expected (N, D) = {shape}, got posteriors of shape {density.shape}")
     with torch.no_grad():
         return density.draw(num_draws, generator(seed, f"local-{name}"))
+
+
+def _from_refined(name: str, refined: Refinement, log_joint: LogJoint, data: Data, how: tuple[int, int]) -> Tensor:
+    num_draws, seed = how
+    if not _same_data(refined.data, data):
+        raise ArgumentError(f"posteriors[{name!r}]: was refined on other data; refine it on those of the gold standard")
+    with refined.program.evaluating():
+        _require_same(name, refined.program.log_joint(refined.data), log_joint)
+    return as_latents(log_joint, data, refined.draws(num_draws, seed=seed), seed=seed).u
 
 
 def _require_same(name: str, own: LogJoint, gold: LogJoint) -> None:

@@ -119,10 +119,10 @@ class GoldStandard:
         Parameters
         ----------
         posteriors
-            By a name of yours: a ``Program`` (its guide), a ``LocalPosterior``, or a dict of independent draws by
-            latent site, (K, N, ...) each in the site's own space.
+            By a name of yours: a ``Program`` (its guide), a ``LocalPosterior``, what ``am.refine`` gave, or a dict of
+            independent draws by latent site, (K, N, ...) each in the site's own space.
         num_draws
-            K, draws of each guide and local posterior.
+            K, draws of each guide, local posterior and refinement.
         seed
             Of all draws, and of the classifier.
 

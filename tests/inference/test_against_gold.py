@@ -80,6 +80,25 @@ def test_guides_and_local_posteriors(analysis, gold):
     assert (error < z * narrow["sd_ratio_se"] + 0.02).all()
 
 
+def test_refined_guides(analysis, gold):
+    """A guide that is off by an sd comes near the exact posterior, by a map of its draws that may turn them."""
+    x = gold.data.leaves[0]
+
+    def guide(x):
+        mean, covariance = (part.detach() for part in analysis.posterior(x))
+        with pyro.plate("data", len(x)):
+            sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+            pyro.sample("z", dist.Normal(mean + sd, 1.5 * sd).to_event(1))
+
+    program = am.Program(analysis.model, guide)
+    refined = am.refine(program, x, num_steps=200, stretch="full")
+    table = gold.compare({"guide": program, "refined": refined}).groupby("posterior")
+    assert refined.refined.all() and (table["bias"].min()["guide"] > 0.9)
+    assert table["bias"].agg(lambda bias: bias.abs().max())["refined"] < 0.15
+    assert table["sd_ratio"].agg(lambda ratio: (ratio - 1).abs().max())["refined"] < 0.15
+    assert table["c2st"].max()["refined"] < table["c2st"].min()["guide"]
+
+
 def test_a_point_is_told_apart_always(analysis, gold):
     """Points have no density, so that their draws come by site; the mode of a Gaussian is its mean."""
     point = am.fit_local(analysis.program(), gold.data.leaves[0], family="point")
@@ -121,10 +140,12 @@ def test_the_same_seed_gives_the_same_table(analysis, gold):
 def test_what_does_not_fit_is_refused(analysis, gold):
     other = am.models.FactorAnalysis.random(latent_dim=3, data_dim=5, seed=0, dtype=torch.float64)
     elsewhere = am.fit_local(analysis.program(), analysis.simulate(3, seed=2), num_steps=10)
+    refined = am.refine(analysis.program(), analysis.simulate(3, seed=2), num_steps=1)
     refused = {
         "expected the latents of the gold standard": other.program(),
         "was fitted to other data": elsewhere,
-        "expected a Program, a LocalPosterior or a dict": 3,
+        "was refined on other data": refined,
+        "expected a Program, a LocalPosterior, a Refinement or a dict": 3,
         "of every latent site, z missing": {"y": np.zeros((100, 3, 2))},
         "of shape": {"z": np.zeros((100, 2, 2))},
     }

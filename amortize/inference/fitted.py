@@ -55,6 +55,12 @@ class Fitted:
     bound: str = "ELBO"
     extra: dict[str, Tensor] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        steps = self.history["elbo"].tolist()
+        last = f"last {self.bound} {steps[-1]:.3f} nats a datapoint, " if steps else ""
+        ended = ", interrupted" if self.interrupted else ", stopped early" if self.stopped_early else ""
+        return f"fit by {self.objective}: {len(steps)} steps, {last}{self.seconds:.1f} s{ended}"
+
     def save(self, path: str | Path) -> Path:
         """Write parameters, history and (where it can be pickled) the program to one file, whole or not at all."""
         path = Path(path)

@@ -13,6 +13,7 @@ from amortize.report.style import COLOURS, METHODS, SYMBOLS, apply_style, escape
 
 __all__ = ["curve_figure", "latents_figure"]
 
+_FEW = 12
 _ENDS = {"guide": "the guide (one draw)", "log_evidence": "log p(x)"}
 
 
@@ -44,6 +45,8 @@ def latents_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     apply_style(figure, height=280)
     figure.update_layout(bargap=0.25)
     figure.update_xaxes(title_text="latent dimension, largest first", showgrid=False, zeroline=False)
+    if len(rows) <= _FEW:  # where plotly would put ticks between them
+        figure.update_xaxes(dtick=1)
     figure.update_yaxes(title_text="nats a datapoint", rangemode="tozero")
     return figure
 

@@ -62,10 +62,18 @@ def of_rows(finding: Finding, unconverged: Mapping[str, int]) -> list[str]:
         cautions.append(f"means over only {finding.num_judged} datapoints are uncertain, and so are their errors")
     if finding.num_failed > MANY_FAILED * num and finding.num_judged:
         cautions.append(f"{finding.num_failed} of {num} datapoints failed and are left out")
-    for family, count in unconverged.items():
-        if count > MANY_UNCONVERGED * num:
-            cautions.append(f"{count} of {num} {family} fits did not converge, so that family can do better")
-    return cautions
+    many = {family: count for family, count in unconverged.items() if count > MANY_UNCONVERGED * num}
+    return [*cautions, *_of_fits(many, num)]
+
+
+def _of_fits(unconverged: Mapping[str, int], num: int) -> list[str]:
+    """One clause for the families of which many fits did not converge."""
+    if len(unconverged) == 1:
+        ((family, count),) = unconverged.items()
+        return [f"{count} of {num} {family} fits did not converge, so that family can do better"]
+    counts = ", ".join(f"{family} {count}" for family, count in unconverged.items())
+    words = f"fits of several families did not converge ({counts}, of {num} each), so these families can do better"
+    return [words] if counts else []
 
 
 def percent(share: float) -> str:

@@ -65,8 +65,17 @@ class Axis(Table):
             raise ValueError(f"labels: expected {len(self.values)} of them, one a value, got {len(self.labels)}")
         slugs = [_slug(label) for label in self.names]
         if len(set(slugs)) < len(slugs) or "" in slugs:
-            raise ValueError(f"labels: expected different words, one a value, got {', '.join(self.names)}")
+            raise ValueError(self._alike())
         return self
+
+    def _alike(self) -> str:
+        """What is wrong where the short names of values don't tell them apart."""
+        got = ", ".join(self.names)
+        if self.labels is not None:
+            return f"labels: expected different words, one a value, got {got}"
+        if any(value in self.values[:place] for place, value in enumerate(self.values)):
+            return f"values: expected different ones, got {got}"
+        return f"values: expected ones whose short names differ, got {got}; name them, as labels = ['small', 'large']"
 
     @property
     def title(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -108,6 +109,16 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_generators_alone():
         )
     assert runs[0].equals(runs[1]) and not runs[0].equals(runs[2])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_fit_says_in_a_line_what_it_was():
+    analysis, x = linear_vae()
+    fitted = am.fit(analysis.program(), x, num_steps=3, objective="elbo")
+    last = fitted.history["elbo"].iloc[-1]
+    assert str(fitted).startswith(f"fit by {fitted.objective}: 3 steps, last ELBO {last:.3f} nats a datapoint, ")
+    assert str(fitted).endswith(" s") and "interrupted" not in str(fitted)
+    assert str(replace(fitted, interrupted=True)).endswith(" s, interrupted")
+    assert "last" not in str(am.fit(analysis.program(), x, num_steps=0))
 
 
 def test_early_stopping_goes_back_to_the_best():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,12 @@ def test_latents_are_drawn_largest_first_and_those_at_rest_apart():
     np.testing.assert_allclose(drawn["active"].y, kl[kl > 0.1])
     np.testing.assert_allclose(drawn["at rest"].y, kl[kl <= 0.1])
     assert min(drawn["at rest"].x) > max(drawn["active"].x)
+
+
+def test_few_latents_have_whole_numbers_as_ticks():
+    made = examples.full_ledger(30)
+    few = replace(made, latents=made.latents.head(2))
+    assert figures(read_document(to_datatree(ledger=few)))["latents"].layout.xaxis.dtick == 1
 
 
 def test_quality_against_time_ends_where_each_fit_did():

@@ -206,7 +206,10 @@ def test_other_warnings_and_their_thresholds():
     assert "for 15 % of the datapoints it rests on fewer than 3 chains" in text
     assert "15 of 200 datapoints failed and are left out" in text
     assert "21 of 200 mean-field fits did not converge" in text
-    assert "full-covariance fits" not in text
+    assert "full-covariance" not in text.partition("Beware")[2]
+    text = advise(table, reference="mean-field", unconverged={"mean-field": 21, "iaf": 200, "full-covariance": 20})
+    assert "fits of several families did not converge (mean-field 21, iaf 200, of 200 each)" in text
+    assert text.count("converge") == 1
     assert text.count("Beware") == 1
 
 

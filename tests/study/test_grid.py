@@ -98,7 +98,12 @@ WRONG = {
     "wrong value": ({"key": "seed", "values": [0, -1]}, r"grid, at seed -1: seed: expected a number >= 0"),
     "no key": ({"values": [1]}, r"grid\.0: an axis needs a key"),
     "unknown key": ({"keys": "seed", "values": [1]}, r"unknown key grid\.0\.keys\. Did you mean grid\.0\.key\?"),
-    "alike": ({"key": "seed", "values": [1, 1]}, r"grid\.0: labels: expected different words"),
+    "alike": ({"key": "seed", "values": [1, 1]}, r"grid\.0: values: expected different ones, got 1, 1"),
+    "alike in short": (
+        {"key": "program", "values": ["a/p", "b/p"]},
+        r"values: .* short names differ, got p, p; name them",
+    ),
+    "alike labels": ({**SEEDS, "labels": ["a", "a"]}, r"grid\.0: labels: expected different words, .* got a, a"),
     "no values": ({"key": "seed", "values": []}, r"grid\.0\.values: expected at least 1"),
     "tables without names": ({"key": "program", "values": [{"target": "a"}]}, r"values that are tables need names"),
     "labels": ({**SEEDS, "labels": ["a"]}, r"labels: expected 2 of them, one a value, got 1"),

@@ -29,6 +29,7 @@ from amortize.program.device import checked_device
 from amortize.program.discover import HEAD, discover, run_recorded
 from amortize.program.discrete import check_mode, resolve_discrete
 from amortize.program.enumerate import Runner
+from amortize.program.explain import explained
 from amortize.program.guide import GuideDensity, TracedGuide
 from amortize.program.hidden import hidden_sites
 from amortize.program.joint import CompiledLogJoint
@@ -242,7 +243,8 @@ class Program(nn.Module):
     def log_joint(self, data: Data) -> LogJoint:
         """The log joint, checked for independent rows on a few datapoints."""
         log_joint = self.unverified_log_joint(data, self.structure(data))
-        verify_independent(log_joint, data)
+        with explained("the model", data):
+            verify_independent(log_joint, data)
         return log_joint
 
     def replaced(self, data: Data, observed: Mapping[str, Tensor]) -> Data:

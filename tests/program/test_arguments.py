@@ -273,3 +273,11 @@ def test_data_of_another_width_are_named_with_their_shape():
     for call in (am.evidence, am.fit, am.gaps, am.posterior):
         with pytest.raises(DataError, match=r"does not fit the sizes of the data .*float32 \(\d, 6\)"):
             call(am.Program(model, guide), torch.zeros(8, 6))
+
+
+def test_so_do_they_where_the_program_has_run_on_others_before():
+    model = am.models.FactorAnalysis.random(latent_dim=2, data_dim=3)
+    program = model.program()
+    program.prepare(model.simulate(4))
+    with pytest.raises(DataError, match=r"the model does not fit the sizes of the data .*float32 \(6, 5\)"):
+        am.gaps(program, torch.zeros(6, 5))

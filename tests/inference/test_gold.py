@@ -95,6 +95,19 @@ def test_nuts_agrees_with_the_exact_posterior():
     assert ((table["sd_ratio"] - 1).abs() < z * table["sd_ratio_se"]).all()
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 datapoints are not to be trusted")
+def test_nuts_agrees_with_quadrature_where_modes_are_connected():
+    """A barrier of a nat; chains this short cross it often enough for their own error, and not for R-hat's 1.01."""
+    problem, x = Square(mean=0.2, noise=0.7), torch.tensor([1.2], dtype=torch.float64)
+    gold = am.gold_standard(am.Program(problem.model), x, kernel="nuts", num_chains=4, num_warmup=150, num_draws=600)
+    share, mean, sd = problem.moments(x)
+    error = z_value(3) / np.sqrt(gold.ess_bulk.min())
+    z = gold.draws["z"]
+    assert gold.rhat.max() < 1.05 and gold.ess_bulk.min() > 100 and 0.3 < share[0] < 0.9
+    assert abs((z > 0).mean() - share) < error * np.sqrt(share * (1 - share))
+    assert abs(z.mean() - mean) < error * sd and abs(z.std() / sd - 1) < error
+
+
 def test_nuts_between_two_modes_is_not_trusted():
     """It does not jump; begun at draws of the prior, both chains would be in one mode half of the time."""
     settings = {"kernel": "nuts", "num_chains": 2, "num_warmup": 60, "num_draws": 60}

@@ -135,7 +135,7 @@ def test_early_stopping_goes_back_to_the_best():
 
 def test_ctrl_c_keeps_what_was_learned():
     analysis, x = linear_vae()
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.warns(AmortizeWarning, match="interrupted"):
         fitted = am.fit(analysis.program(), x, num_steps=10**6)
     assert fitted.interrupted and 0 < len(fitted.history) < 10**6

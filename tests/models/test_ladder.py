@@ -113,6 +113,7 @@ def test_the_regression_is_climbed_to_the_top_by_a_full_covariance(regression):
     np.testing.assert_allclose(mean_field.parameters["scale"], np.broadcast_to(narrow, (N, 3)), rtol=0.1)  # .01 nats
 
 
+@pytest.mark.filterwarnings("ignore:. of 2 datapoints are not to be trusted")  # R-hat of chains this short
 def test_nuts_agrees_with_the_exact_posterior_of_the_gaussian(gaussian):
     problem, x = gaussian
     gold = am.gold_standard(problem.program(), x[:2], kernel="nuts", num_chains=2, num_warmup=300, num_draws=500)

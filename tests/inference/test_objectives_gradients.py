@@ -13,6 +13,7 @@ from torch import Tensor
 
 import amortize as am
 from amortize.random import pyro_rng
+from tests.gradients import Slopes
 from tests.problems import reads_draws
 from tests.statistics import z_value
 
@@ -134,27 +135,13 @@ def test_pathwise_gradients_are_those_of_finite_differences(name, make):
     with torch.no_grad():
         for parameter in loss.own_parameters():  # a network that begins at zero would hide most of its gradient
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=gen, dtype=parameter.dtype))
-    directions = [torch.randn(p.shape, generator=gen, dtype=p.dtype) for p in parameters]
 
     def value() -> Tensor:
         with pyro_rng(0, "difference"):
             return loss(data).loss
 
-    def value_at(shift: float) -> float:
-        with torch.no_grad():
-            for parameter, direction in zip(parameters, directions, strict=True):
-                parameter.add_(shift * direction)
-        moved = float(value().detach())
-        with torch.no_grad():
-            for parameter, direction in zip(parameters, directions, strict=True):
-                parameter.sub_(shift * direction)
-        return moved
-
-    value().backward()
-    ours = sum(float((p.grad * d).sum()) for p, d in zip(parameters, directions, strict=True) if p.grad is not None)
-    step = 1e-5
-    difference = (value_at(step) - value_at(-step)) / (2 * step)
-    assert ours == pytest.approx(difference, rel=1e-5)
+    slopes = Slopes(value, parameters, gen)
+    assert slopes.by_gradient() == pytest.approx(slopes.by_difference(), rel=1e-5)
 
 
 def test_accepted_moves_answer_for_their_decisions(monkeypatch):

@@ -13,6 +13,7 @@ import amortize as am
 from amortize.errors import ArgumentError, DiscreteLatentError
 from amortize.inference.objectives import make_objective
 from amortize.random import pyro_rng
+from tests.gradients import Slopes
 from tests.problems import reads_draws
 from tests.statistics import z_value
 
@@ -36,31 +37,17 @@ def test_the_gradient_is_that_of_finite_differences(make):
     program, x = make()
     data = program.prepare(x)
     loss = am.SemiAmortized(num_steps=3, num_draws=2, num_particles=2).on(program, data, seed=0)
-    parameters = list(program.parameters())
-    gen = torch.Generator().manual_seed(0)
-    directions = [torch.randn(p.shape, generator=gen, dtype=p.dtype) for p in parameters]
 
     def value() -> Tensor:
         with pyro_rng(0, "difference"):
             return loss(data).loss
 
-    def value_at(shift: float) -> float:
-        with torch.no_grad():
-            for parameter, direction in zip(parameters, directions, strict=True):
-                parameter.add_(shift * direction)
-        moved = float(value().detach())
-        with torch.no_grad():
-            for parameter, direction in zip(parameters, directions, strict=True):
-                parameter.sub_(shift * direction)
-        return moved
-
-    value().backward()
-    ours = sum(float((p.grad * d).sum()) for p, d in zip(parameters, directions, strict=True) if p.grad is not None)
-    step = 1e-5
-    difference = (value_at(step) - value_at(-step)) / (2 * step)
-    assert ours == pytest.approx(difference, rel=1e-5)
+    slopes = Slopes(value, list(program.parameters()), torch.Generator().manual_seed(0))
+    assert slopes.by_gradient() == pytest.approx(slopes.by_difference(), rel=1e-5)
     with torch.no_grad():
-        assert float(value()) == pytest.approx(value_at(0.0), rel=1e-12)  # steps need gradients where none is asked
+        assert float(value()) == pytest.approx(
+            slopes.loss_at(0.0), rel=1e-12
+        )  # steps need gradients where none is asked
 
 
 def test_the_bound_lies_between_the_guide_and_the_best_of_its_family():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from amortize.inference.auto import Auto as Auto
     from amortize.inference.auto_guide import auto_guide as auto_guide
     from amortize.inference.bdmc import bdmc as bdmc
+    from amortize.inference.beta import BetaELBO as BetaELBO
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
@@ -83,6 +84,7 @@ _HOMES = {
     "GoldStandard": "amortize.inference.gold",
     "HMC": "amortize.inference.hmc",
     "IAF": "amortize.inference.families.flow",
+    "BetaELBO": "amortize.inference.beta",
     "IWAE": "amortize.inference.iwae",
     "ImportanceSampling": "amortize.inference.importance",
     "LMCVAE": "amortize.inference.annealed_objectives",
@@ -135,6 +137,7 @@ __all__ = [
     "Aggressive",
     "Annealed",
     "Auto",
+    "BetaELBO",
     "Comparison",
     "Coupling",
     "Diffusion",

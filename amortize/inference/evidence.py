@@ -23,6 +23,7 @@ from amortize.inference.method import AnnealingPath, Estimate, Method, concatena
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.operands import require_program
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.program.runtime import undisturbed
 from amortize.random import check_seed, stream_seed
@@ -334,7 +335,7 @@ def _mark_hopeless(result: Estimate, *, warn: bool) -> Estimate:
 def make_start(program: Program, data: Data, start: str | LocalPosterior | None) -> Start:
     """Resolve ``start`` for a program."""
     if start is None:
-        start = "prior" if program.guide is None else "guide"
+        start = "guide" if has_density(program, data) else "prior"
     if isinstance(start, LocalPosterior):
         log_joint = program.log_joint(data)
         fitted = start.start(log_joint)

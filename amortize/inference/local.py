@@ -29,6 +29,7 @@ from amortize.inference.starts import FamilyStart, GaussianStart, GuideStart, Pr
 from amortize.program.data import Data
 from amortize.program.density import LogJoint
 from amortize.program.operands import require_program
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.program.simulate import constrained
 from amortize.program.sites import Structure
@@ -287,7 +288,7 @@ def _require_continuous(structure: Structure) -> None:
 
 
 def _start(program: Program, data: Data, init: str | None) -> Start:
-    init = ("prior" if program.guide is None else "guide") if init is None else init
+    init = ("guide" if has_density(program, data) else "prior") if init is None else init
     if init not in INITS:
         raise ArgumentError(f"init: expected one of {INITS}, got {init!r}")
     if init == "guide":

@@ -46,11 +46,19 @@ class BatchLoss(nn.Module, ABC):
         All datapoints.
     pathwise
         Whether gradients go through the guide's draws.
+    points
+        Whether the guide may be a point (Delta).
+
+    Attributes
+    ----------
+    progress
+        Share of the optimiser's steps that are done, 0 to 1, for what changes as training goes on; 1 outside of it.
     """
 
-    def __init__(self, program: Program, data: Data, *, pathwise: bool) -> None:
+    def __init__(self, program: Program, data: Data, *, pathwise: bool, points: bool = False) -> None:
         super().__init__()
-        self.trained = TrainedProgram(program, data, pathwise=pathwise)
+        self.trained = TrainedProgram(program, data, pathwise=pathwise, points=points)
+        self.progress = 1.0
 
     @property
     @abstractmethod

@@ -18,12 +18,14 @@ from torch import Tensor
 from amortize.errors import ArgumentError, shown
 from amortize.inference.amcvae import AMCVAE
 from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
+from amortize.inference.beta import BetaELBO
 from amortize.inference.iwae import IWAE
 from amortize.inference.objective import Objective
 from amortize.inference.semi_amortized import SemiAmortized
 from amortize.inference.wake_sleep import WakeSleep
 from amortize.program.data import Data
 from amortize.program.discover import run_recorded
+from amortize.program.points import point_sites
 from amortize.program.program import Program
 
 __all__ = ["BOUNDS", "OBJECTIVES", "loss_of", "make_objective", "name_of", "resolve_objective"]
@@ -35,7 +37,7 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "enum-elbo": TraceEnum_ELBO,
 }
 """Pyro's own, summed over the data plate."""
-_BOUNDS = (IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD, SemiAmortized)
+_BOUNDS = (BetaELBO, IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD, SemiAmortized)
 BOUNDS: dict[str, Callable[[], Objective]] = {kind.name: kind for kind in _BOUNDS}
 """Tighter bounds, one for each datapoint."""
 
@@ -92,12 +94,16 @@ def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
 def resolve_objective(objective: str | ELBO | Objective, program: Program, data: Data) -> ELBO | Objective:
     """The objective; "auto" is "enum-elbo" where the guide leaves discrete latents to be summed out, else "elbo".
 
+    The ELBO of a guide that is a point is ``BetaELBO()``, which takes the log joint there.
+
     Raises
     ------
     ArgumentError
         If the guide leaves discrete latents out and the objective does not sum over them.
     """
     left_out = _left_out(program, data)
+    if objective in ("auto", "elbo") and not left_out and point_sites(program, data):
+        return BetaELBO()
     if objective == "auto":
         return make_objective("enum-elbo" if left_out else "elbo")
     made = make_objective(objective)

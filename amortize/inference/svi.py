@@ -34,6 +34,7 @@ from amortize.program.density import require_guide
 from amortize.program.guide_contract import verify_trained_guide
 from amortize.program.handlers import unvalidated
 from amortize.program.operands import require_program
+from amortize.program.points import point_sites
 from amortize.program.program import Program
 from amortize.program.runtime import undisturbed
 from amortize.random import check_seed, generator, pyro_rng, stream_seed
@@ -127,9 +128,15 @@ def fit(  # noqa: PLR0913 (the public face)
         seconds=time.perf_counter() - begin,
         stopped_early=run.stopped_early,
         interrupted=run.interrupted,
-        bound=made.bound if isinstance(made, Objective) else "ELBO",
+        bound=_in_words(made, program, data),
         extra={} if run.loss is None else run.loss.own_state(),
     )
+
+
+def _in_words(objective: ELBO | Objective, program: Program, data: Data) -> str:
+    """What was trained: a point has no ELBO."""
+    bound = objective.bound if isinstance(objective, Objective) else "ELBO"
+    return "log p(x, z) at a point, no bound" if bound == "ELBO" and point_sites(program, data) else bound
 
 
 def _bind(program: Program, data: Data, training: Training) -> None:
@@ -234,6 +241,8 @@ class _Run:
         """One row of the history; where the guide leads, it is trained first, and then the model alone."""
         rate = self._rate(step)
         optimiser.param_groups[0]["lr"] = rate
+        if self.loss is not None:
+            self.loss.progress = (step - 1) / self.num_steps
         inner, held, lead = 0, [], self.lead
         if lead is not None and lead.going_on:
             inner = lead.lead(lambda: self._descend(next(batches), optimiser, step, lead.models)[0])

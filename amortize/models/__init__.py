@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import nn
-
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
 from amortize.models.linear_gaussian import LinearGaussian
 from amortize.models.linear_regression import LinearRegression
 from amortize.models.networks import MLP
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
+from amortize.models.vae import VAE
+from amortize.models.zoo import ModelEntry, ZooModel
 
 __all__ = [
     "MLP",
     "MODELS",
+    "VAE",
     "BernoulliVAE",
     "FactorAnalysis",
     "LinearGaussian",
@@ -24,23 +22,15 @@ __all__ = [
     "ModelEntry",
     "NormalInverseGamma",
     "UnknownGaussian",
+    "ZooModel",
 ]
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A line of the zoo's list: what the model is, how to make one, and whether log p(x) is known exactly."""
-
-    description: str
-    constructor: Callable[..., nn.Module]
-    has_exact_evidence: bool = False
 
 
 MODELS: dict[str, ModelEntry] = {
     "factor-analysis": ModelEntry(
         "Factor analysis or probabilistic PCA with a linear encoder; every gap in closed form",
         FactorAnalysis,
-        has_exact_evidence=True,
+        data="real",
     ),
     "bernoulli-vae": ModelEntry("Variational autoencoder for binary data", BernoulliVAE),
 }

@@ -14,17 +14,19 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amortize.errors import ArgumentError, DataError
+from amortize.errors import ArgumentError
+from amortize.inference.objective import Objective
 from amortize.models.networks import MLP, GaussianEncoder, register
-from amortize.program.program import Program
+from amortize.models.vae import log_odds_of_means, matrix_of
+from amortize.models.zoo import ZooModel
 from amortize.random import generator
 
 __all__ = ["BernoulliVAE"]
 
 
-class BernoulliVAE(nn.Module):
+class BernoulliVAE(ZooModel):
     """Bernoulli decoder and mean-field Gaussian encoder, each a multilayer perceptron with tanh.
 
     Parameters
@@ -76,14 +78,16 @@ class BernoulliVAE(nn.Module):
         DataError
             ``x`` is not a matrix of zeros and ones.
         """
-        data = torch.as_tensor(x)
-        if data.ndim != 2 or not bool(((data == 0) | (data == 1)).all()):
-            raise DataError(f"x: expected a matrix of zeros and ones, got shape {tuple(data.shape)}, {_range(data)}.")
+        data = matrix_of(x, binary=True)
         vae = cls(data.shape[1], latent_dim, hidden=hidden, seed=seed)
-        mean = (data.double().sum(0) + 0.5) / (data.shape[0] + 1.0)
         with torch.no_grad():
-            vae.decoder.last_bias.copy_(torch.logit(mean))
+            vae.decoder.last_bias.copy_(log_odds_of_means(data))
         return vae
+
+    @property
+    def objective(self) -> str | Objective:
+        """The ELBO."""
+        return "elbo"
 
     def model(self, x: Tensor) -> None:
         """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""
@@ -99,11 +103,3 @@ class BernoulliVAE(nn.Module):
         loc, scale = self.encoder(x)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Independent(dist.Normal(loc, scale), 1))
-
-    def program(self) -> Program:
-        """Model and guide as an `amortize.Program`."""
-        return Program(self.model, self.guide)
-
-
-def _range(data: Tensor) -> str:
-    return f"values from {data.min().item():g} to {data.max().item():g}" if data.numel() else "no values"

@@ -106,6 +106,16 @@ class FactorAnalysis(nn.Module):
         weight = vectors[:, -latent_dim:] * (values[-latent_dim:] - variance).sqrt()
         return cls(weight.to(dtype), data.mean(0).to(dtype), variance.reshape(1).to(dtype))
 
+    @classmethod
+    def from_data(cls, x: Any, *, latent_dim: int = 5) -> FactorAnalysis:
+        """`probabilistic_pca` of x."""
+        return cls.probabilistic_pca(x, latent_dim)
+
+    @property
+    def objective(self) -> str:
+        """The ELBO."""
+        return "elbo"
+
     def model(self, x: Tensor) -> None:
         """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""
         register("decoder", self.decoder)

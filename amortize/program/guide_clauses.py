@@ -15,6 +15,7 @@ from amortize.program.guide_contract import (
     verify_guide_supports,
 )
 from amortize.program.model_clauses import run_part
+from amortize.program.points import is_point, verify_point_rows
 from amortize.program.probes import head_of
 from amortize.random import pyro_rng
 
@@ -48,7 +49,7 @@ def _plates(exam: Exam) -> str:
 
 def _densities(exam: Exam) -> str:
     structure, messages, plate = exam.get("structure"), exam.get("guide_named"), exam.get("guide_plate")
-    words = verify_guide_densities(structure, messages, plate)
+    words = verify_guide_densities(structure, messages, plate, points=True)
     drawn = {name for name in structure.sites if name in messages}
     exam.guide = TracedGuide(exam.get("log_joint"), plate, head_of(exam.get("data")), drawn)
     return words
@@ -60,7 +61,10 @@ def _draws(exam: Exam) -> str:
 
 
 def _rows(exam: Exam) -> str:
-    return verify_guide_rows(exam.get("guide"), head_of(exam.get("data")))
+    head = head_of(exam.get("data"))
+    if any(is_point(msg) for msg in exam.get("guide_named").values()):
+        return verify_point_rows(exam.get("guide"), head)
+    return verify_guide_rows(exam.get("guide"), head)
 
 
 def _supports(exam: Exam) -> str | Finding:

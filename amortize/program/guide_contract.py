@@ -50,8 +50,8 @@ STATIC_RUNS = 3
 Messages = Mapping[str, Mapping[str, Any]]
 
 
-def verify_guide(log_joint: LogJoint, data: Data) -> tuple[str, set[str]]:
-    """Compare the guide's sites, shapes and supports with the model's latents.
+def verify_guide(log_joint: LogJoint, data: Data, *, points: bool = False) -> tuple[str, set[str]]:
+    """Compare the guide's sites, shapes and supports with the model's latents; ``points`` (Delta) may be welcome.
 
     Returns the guide's data plate and the latent sites it samples: those that the model sums out may be missing.
 
@@ -65,10 +65,11 @@ def verify_guide(log_joint: LogJoint, data: Data) -> tuple[str, set[str]]:
     verify_guide_names(structure, messages)
     verify_guide_static(program, head)
     plate = verify_guide_plates(structure, messages, head.num_datapoints)
-    verify_guide_densities(structure, messages, plate)
+    verify_guide_densities(structure, messages, plate, points=points)
     drawn = {name for name in structure.sites if name in messages}
     verify_guide_draws(log_joint, head)
-    verify_guide_rows(TracedGuide(log_joint, plate, head, drawn), head)
+    if not any(isinstance(base_of(messages[name]["fn"]), Delta) for name in drawn):  # their codes are compared
+        verify_guide_rows(TracedGuide(log_joint, plate, head, drawn), head)
     verify_guide_supports(log_joint, head)
     return plate, drawn
 
@@ -174,8 +175,10 @@ def _guide_plate(plate: str, messages: Messages, size: int) -> str:
     return following[0]
 
 
-def verify_guide_densities(structure: Structure, messages: Messages, plate: str) -> str:
-    """Each of the guide's sites has a normalised density: no scale, no point."""
+def verify_guide_densities(structure: Structure, messages: Messages, plate: str, *, points: bool = False) -> str:
+    """Each of the guide's sites has a normalised density: no scale; points where they are welcome and all are."""
+    drawn = [name for name in structure.sites if name in messages]
+    all_points = all(isinstance(base_of(messages[name]["fn"]), Delta) for name in drawn)
     for name in structure.sites:
         if name not in messages:
             continue
@@ -183,14 +186,14 @@ def verify_guide_densities(structure: Structure, messages: Messages, plate: str)
             raise GuideMismatchError(
                 f"guide site {name!r} is under poutine.scale, so its density is not normalised. Take the scale off"
             )
-        if isinstance(base_of(messages[name]["fn"]), Delta):
+        if isinstance(base_of(messages[name]["fn"]), Delta) and not (points and all_points):
             raise GuideMismatchError(
                 f"guide site {name!r} is a point (Delta), which has no density over u. Start from the prior "
                 "(start='prior'), or give the site a distribution with spread"
             )
         if structure.sites[name].discrete:
             _same_cardinality(name, structure.sites[name], messages[name]["fn"])
-    return "normalised"
+    return f"{named(drawn)} is a point: trained, but without a density" if drawn and all_points else "normalised"
 
 
 def _same_cardinality(name: str, site: Site, fn: Any) -> None:

@@ -160,7 +160,7 @@ class Program(nn.Module):
         """
         data = self.prepare(x)
         with self.evaluating():
-            return reconstruct(self.guide_density(data), data, num_draws=num_draws, seed=seed)
+            return reconstruct(self.guide_density(data, points=True), data, num_draws=num_draws, seed=seed)
 
     def compiled(self, x: Any, *, num_chains: int = 1, backend: str = "auto", num_calls: int = 0) -> CompiledLogJoint:
         """The log joint of ``x`` as compiled functions of the unconstrained latents, with its gradient, in nats.
@@ -260,8 +260,8 @@ class Program(nn.Module):
         like = torch.zeros((), dtype=structure.dtype, device=data.index.device)
         return WholeLogJoint(self, structure, like, data) if self.whole else FoldedLogJoint(self, structure, like)
 
-    def guide_density(self, data: Data) -> GuideDensity:
-        """The guide's sampler and density, checked against the model's sites."""
+    def guide_density(self, data: Data, *, points: bool = False) -> GuideDensity:
+        """The guide's sampler and density, checked against the model's sites; ``points`` have none."""
         require_guide(self)
         log_joint = self.log_joint(data)
         if self.bound is not None:
@@ -274,7 +274,7 @@ class Program(nn.Module):
                 "amortized, and knows these data only. am.fit trains it on all of them at once; for its densities use "
                 "pyro.infer.autoguide.AutoNormal, or am.fit_local, which fits a posterior for each datapoint"
             )
-        plate, drawn = verify_guide(log_joint, data)
+        plate, drawn = verify_guide(log_joint, data, points=points)
         return TracedGuide(log_joint, plate, data, drawn)
 
     def bind(self, data: Data) -> None:

@@ -9,10 +9,10 @@ Letters: K particles, N datapoints of a batch, K * N rows (particle-major).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
@@ -29,6 +29,7 @@ from amortize.program.handlers import unvalidated
 from amortize.program.other_runs import AutoRun, WholeRun
 from amortize.program.probes import head_of
 from amortize.program.program import Program
+from amortize.program.runtime import filled_plates
 from amortize.program.sites import Structure
 from amortize.program.traced_runs import TracedRun, captured_run, reads_no_draws
 from amortize.program.whole import WholeLogJoint
@@ -62,6 +63,8 @@ class TrainedProgram:
         Datapoints on which the contract is tried once; of an AutoGuide, all of them.
     pathwise
         Whether gradients go through the draws, so that the guide may sample nothing discrete.
+    points
+        Whether the guide may be a point (Delta), which has no density.
 
     Raises
     ------
@@ -76,7 +79,7 @@ class TrainedProgram:
         The sites, with those discrete ones summed out that the guide leaves out; and the densities.
     """
 
-    def __init__(self, program: Program, data: Data, *, pathwise: bool) -> None:
+    def __init__(self, program: Program, data: Data, *, pathwise: bool, points: bool = False) -> None:
         require_guide(program)
         self.program, self.pathwise = program, pathwise
         _refuse_per_datapoint(program)
@@ -85,7 +88,7 @@ class TrainedProgram:
         with program.evaluating():
             self.log_joint = program.unverified_log_joint(data, self.structure)
             verify_independent(self.log_joint, data)
-            self.guide = _guide(self.log_joint, data)
+            self.guide = _guide(self.log_joint, data, points=points)
             self._fixed = isinstance(self.guide, TracedGuide) and reads_no_draws(self.guide, head_of(data))
 
     def run_guide(self, data: Data) -> GuideRun:
@@ -127,18 +130,9 @@ class TrainedProgram:
         """What stands in for latents that guide and model both hide by a mask, (B,)."""
         return self.guide.stand_ins(terms)
 
-    @contextmanager
-    def filled(self) -> Iterator[None]:
+    def filled(self) -> AbstractContextManager[None]:
         """Plates that subsample take every datapoint of the batch inside: guide and model run on the same ones."""
-        parts: list[Any] = [self.program.model, self.program.guide]
-        before = [part.fills_plates for part in parts]
-        for part in parts:
-            part.fills_plates = True
-        try:
-            yield
-        finally:
-            for part, value in zip(parts, before, strict=True):
-                part.fills_plates = value
+        return filled_plates(self.program)
 
 
 def _refuse_per_datapoint(program: Program) -> None:
@@ -175,7 +169,7 @@ def _structure(program: Program, data: Data, *, pathwise: bool) -> Structure:
     return replace(structure, sampled=drawn, summation=structure.summation if left else "none")
 
 
-def _guide(log_joint: LogJoint, data: Data) -> GuideDensity:
+def _guide(log_joint: LogJoint, data: Data, *, points: bool) -> GuideDensity:
     program = log_joint.program
     if program.bound is not None:
         density = bound_density(program.bound, log_joint, data)
@@ -187,5 +181,5 @@ def _guide(log_joint: LogJoint, data: Data) -> GuideDensity:
         return density
     if isinstance(log_joint, WholeLogJoint):
         return WholeGuide(log_joint, data)
-    plate, drawn = verify_guide(log_joint, data)
+    plate, drawn = verify_guide(log_joint, data, points=points)
     return TracedGuide(log_joint, plate, data, drawn)

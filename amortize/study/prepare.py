@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from amortize.data import Dataset, load
 from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
-from amortize.models import BernoulliVAE, FactorAnalysis
+from amortize.models import MODELS
 from amortize.program.check import CheckReport, verify_finite
 from amortize.program.data import Data
 from amortize.program.device import checked_device
@@ -34,12 +34,6 @@ from amortize.study.targets import is_path, is_program_file, load_object, split_
 from amortize.study.toml import near_matches
 
 __all__ = ["Prepared", "check_target", "load_program", "observed", "prepare", "require_contract"]
-
-BUILDERS: dict[str, Callable[..., BernoulliVAE | FactorAnalysis]] = {
-    "bernoulli-vae": BernoulliVAE.from_data,
-    "factor-analysis": FactorAnalysis.probabilistic_pca,
-}
-"""How a study makes a model of the zoo: from the training data and the settings of the spec."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +135,12 @@ def _check_settings(function: Callable[..., Any], settings: dict[str, Any], targ
 
 def _built_in(study: Study, train: Any) -> Program:
     name, settings = study.program.target, study.program.settings
-    if name not in BUILDERS:
+    if name not in MODELS:
         raise SpecError(
-            f"program.target: unknown model {name!r}{near_matches(name, list(BUILDERS))}."
-            f" Models: {', '.join(BUILDERS)}; or name a program of your own as path.py:name"
+            f"program.target: unknown model {name!r}{near_matches(name, list(MODELS))}."
+            f" Models: {', '.join(MODELS)}; or name a program of your own as path.py:name"
         )
-    builder = BUILDERS[name]
+    builder = MODELS[name].from_data
     named = [key for key in inspect.signature(builder).parameters if key not in ("x", "seed", "dtype")]
     for key in settings:
         if key not in named:
@@ -158,7 +152,8 @@ def _built_in(study: Study, train: Any) -> Program:
     if isinstance(train, dict):
         raise DataError(f"data: {name} takes one array, got {', '.join(train)}")
     try:
-        return builder(train, **settings).program()
+        program: Program = builder(train, **settings).program()
+        return program
     except TypeError as error:
         raise SpecError(f"program.settings: {name} cannot be made: {error}") from error
 

@@ -1,0 +1,163 @@
+r"""A program in training as distortion and rate: what an observation costs given its code, and what the code costs.
+
+.. math:: D_n = -\log p(x_n | z_n), \qquad R_n = \mathrm{KL}(q(z | x_n) \,\|\, p(z)),
+          \qquad \mathrm{ELBO}_n = -E_q[D_n] - R_n
+
+The rate of a site is in closed form where torch knows the divergence of guide and model there, and is log q - log p of
+the draw elsewhere. A guide that is a point (Delta) has no density: its rate is -log p(z), so that the ELBO becomes
+log p(x, z) at the point. Modules stay in the mode they are in. Letters: K particles, N datapoints, B = K * N rows
+(particle-major), V variables of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Delta
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from amortize.errors import ArgumentError, DiscreteLatentError
+from amortize.program.data import Data
+from amortize.program.guide_runs import require_path
+from amortize.program.handlers import (
+    LogTerms,
+    Record,
+    Substitute,
+    base_of,
+    data_dim,
+    log_density,
+    log_factor,
+    per_row,
+    unmasked,
+    unvalidated,
+)
+from amortize.program.masks import mask_of
+from amortize.program.program import Program
+from amortize.program.runtime import filled_plates
+from amortize.program.sites import Structure
+
+__all__ = ["RatedRun", "require_rates"]
+
+Message = Mapping[str, Any]
+
+
+class RatedRun(NamedTuple):
+    """One draw of the guide for each row, with gradients; densities in nats.
+
+    ``values`` (B, ...) by latent site (data axis where the site has it), ``distortion`` (B,), ``rates`` (B, V) by site,
+    V = 1 where the divergence does not fall apart into variables; ``outside`` the plate and ``auxiliary`` terms of the
+    guide's loss alone are scalars, of the batch as a whole.
+    """
+
+    values: dict[str, Tensor]
+    distortion: Tensor
+    rates: dict[str, Tensor]
+    outside: Tensor
+    auxiliary: Tensor
+
+    @property
+    def rate(self) -> Tensor:
+        """Of all sites together, (B,)."""
+        total = torch.zeros_like(self.distortion)
+        for rate in self.rates.values():
+            total = total + rate.sum(-1)
+        return total
+
+    @classmethod
+    def of(cls, program: Program, structure: Structure, data: Data, num_particles: int = 1) -> RatedRun:
+        """Run guide and model on a batch; draws from the global generators."""
+        folded = data.fold(num_particles)
+        drawn, recorded = Record(), Record()
+        assert program.guide is not None
+        with unvalidated(), filled_plates(program):
+            with drawn:
+                program.guide(*folded.args, **folded.kwargs)
+            messages = {name: msg for name, msg in drawn.messages.items() if name in structure.sites}
+            for name, msg in messages.items():
+                require_path(name, msg["fn"], pathwise=True)
+            values = {name: msg["value"] for name, msg in messages.items()}
+            like = next(iter(values.values()), data.index.new_zeros((), dtype=structure.dtype)).new_zeros(())
+            put = Substitute(structure.sites, LogTerms(folded.num_datapoints, like), values=values)
+            with recorded, put:
+                program.trained_model(*folded.args, **folded.kwargs)
+        rates = {name: _rate(msg, recorded.messages[name], structure.plate) for name, msg in messages.items()}
+        log_likelihood, outside = _observed(recorded.messages, structure, folded.num_datapoints, like)
+        aside = [log_density(m["fn"], m["value"]).sum() for m in drawn.messages.values() if m["is_observed"]]
+        auxiliary = torch.stack(aside).sum() / num_particles if aside else like
+        return cls(values, -log_likelihood, rates, outside, auxiliary)
+
+
+def require_rates(program: Program, structure: Structure) -> None:
+    """What the split into distortion and rate needs of a program.
+
+    Raises
+    ------
+    ArgumentError
+        Of AutoGuides, guides with parameters per datapoint, and programs taken as a whole.
+    DiscreteLatentError
+        If latents are discrete and summed out.
+    """
+    guide = program.guide
+    if program.bound is not None or program.whole or (guide is not None and guide.per_datapoint):
+        raise ArgumentError(
+            "objective: distortion and rate are those of an amortized guide; for AutoGuides, parameters per datapoint "
+            "and whole=True train by objective='elbo'"
+        )
+    if structure.discrete:
+        raise DiscreteLatentError(
+            f"the model has the discrete latent {structure.discrete[0]!r}, and this objective differentiates through "
+            "draws of every latent. Train by objective='enum-elbo', 'wake-sleep' or 'graph-elbo'"
+        )
+
+
+def _observed(
+    messages: Mapping[str, Message], structure: Structure, num_rows: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log likelihood (B,) inside the plate, and what stands outside of it."""
+    inside, outside = like.new_zeros(num_rows), like
+    for name, msg in messages.items():
+        if name in structure.sites:
+            continue
+        log_prob, _ = log_factor(msg, structure.sites, structure.plate)
+        dim = data_dim(msg, structure.plate)
+        if dim is None:
+            outside = outside + log_prob.sum()
+        else:
+            inside = inside + per_row(log_prob, dim)
+    return inside, outside
+
+
+def _rate(guide: Message, model: Message, plate: str) -> Tensor:
+    """Of one site, (B, V)."""
+    dim = data_dim(model, plate)
+    assert dim is not None
+    q, p = unmasked(guide["fn"]), unmasked(model["fn"])
+    if isinstance(base_of(q), Delta):
+        each = -_elementwise(p, guide["value"])
+    else:
+        known = _divergence(q, p)
+        each = _elementwise(q, guide["value"]) - _elementwise(p, guide["value"]) if known is None else known
+    axis = len(model["fn"].batch_shape) + dim
+    mask = mask_of(model)
+    if mask is not None:
+        each = torch.where(mask.reshape(*mask.shape, *[1] * (each.dim() - mask.dim())), each, 0.0)
+    return each.movedim(axis, 0).reshape(each.shape[axis], -1)
+
+
+def _divergence(q: Any, p: Any) -> Tensor | None:
+    """In closed form, variable by variable where both fall apart; None where it is not known."""
+    try:
+        both = isinstance(q, Independent) and isinstance(p, Independent)
+        if both and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
+            return kl_divergence(q.base_dist, p.base_dist)
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def _elementwise(fn: Any, value: Tensor) -> Tensor:
+    """Log density at a value, event dimensions that are independent kept."""
+    return log_density(fn.base_dist if isinstance(fn, Independent) else fn, value)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from amortize.errors import ArgumentError
 from amortize.inference.objective import Objective
-from amortize.models.networks import MLP, GaussianEncoder, register
+from amortize.models.networks import GaussianEncoder, register
 from amortize.models.vae import log_odds_of_means, matrix_of
+from amortize.models.vae_parts import NetworkKind, reading, writing
 from amortize.models.zoo import ZooModel
 from amortize.random import generator
 
@@ -27,21 +28,24 @@ __all__ = ["BernoulliVAE"]
 
 
 class BernoulliVAE(ZooModel):
-    """Bernoulli decoder and mean-field Gaussian encoder, each a multilayer perceptron with tanh.
+    """Bernoulli decoder and mean-field Gaussian encoder, perceptrons with tanh or convolutional networks.
 
     Parameters
     ----------
     data_dim, latent_dim
         Numbers of features X and of latents D.
     hidden
-        Widths of the encoder's hidden layers, from the data on; the decoder mirrors them.
+        Widths of the encoder's hidden layers, or channels of its convolutions, from the data on; the decoder mirrors
+        them. None is (64,) for perceptrons and (16, 32) for convolutions.
+    network
+        "mlp"; or "conv" and "residual", for square images.
     seed
         Of the initial weights.
 
     Raises
     ------
     ArgumentError
-        A size that is not positive.
+        A size that is not positive, an unknown network, or convolutions of what is no square image.
 
     Examples
     --------
@@ -50,16 +54,36 @@ class BernoulliVAE(ZooModel):
     >>> program = vae.program()
     """
 
-    def __init__(self, data_dim: int, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0) -> None:
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int = 8,
+        *,
+        hidden: Sequence[int] | None = None,
+        network: NetworkKind = "mlp",
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if data_dim < 1 or latent_dim < 1:
             raise ArgumentError(f"data_dim, latent_dim: expected positive, got {data_dim} and {latent_dim}.")
         self.data_dim, self.latent_dim = data_dim, latent_dim
-        self.encoder = GaussianEncoder(data_dim, latent_dim, hidden=hidden, generator=generator(seed, "encoder"))
-        self.decoder = MLP((latent_dim, *reversed(hidden), data_dim), generator=generator(seed, "decoder"))
+        self.encoder = GaussianEncoder(
+            reading(data_dim, 2 * latent_dim, network=network, hidden=hidden, generator=generator(seed, "encoder"))
+        )
+        self.decoder = writing(
+            latent_dim, data_dim, network=network, hidden=hidden, generator=generator(seed, "decoder")
+        )
 
     @classmethod
-    def from_data(cls, x: Any, latent_dim: int = 8, *, hidden: Sequence[int] = (64,), seed: int = 0) -> BernoulliVAE:
+    def from_data(
+        cls,
+        x: Any,
+        latent_dim: int = 8,
+        *,
+        hidden: Sequence[int] | None = None,
+        network: NetworkKind = "mlp",
+        seed: int = 0,
+    ) -> BernoulliVAE:
         """A VAE for ``x`` whose decoder starts at the data's mean, through its output bias.
 
         The means are smoothed by half a pseudo-count on either side, so that a pixel that never changes has a
@@ -70,7 +94,7 @@ class BernoulliVAE(ZooModel):
         ----------
         x
             Training data of zeros and ones, (N, X).
-        latent_dim, hidden, seed
+        latent_dim, hidden, network, seed
             As for `BernoulliVAE`.
 
         Raises
@@ -79,7 +103,7 @@ class BernoulliVAE(ZooModel):
             ``x`` is not a matrix of zeros and ones.
         """
         data = matrix_of(x, binary=True)
-        vae = cls(data.shape[1], latent_dim, hidden=hidden, seed=seed)
+        vae = cls(data.shape[1], latent_dim, hidden=hidden, network=network, seed=seed)
         with torch.no_grad():
             vae.decoder.last_bias.copy_(log_odds_of_means(data))
         return vae

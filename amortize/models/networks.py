@@ -94,17 +94,13 @@ class GaussianEncoder(nn.Module):
 
     Parameters
     ----------
-    data_dim, latent_dim
-        Numbers of features and of latents D.
-    hidden
-        Widths of the hidden layers, from the data on; empty for a linear encoder.
-    generator
-        Where the initial weights come from.
+    network
+        Maps data (N, X) to means and log scales, (N, 2 D).
     """
 
-    def __init__(self, data_dim: int, latent_dim: int, *, hidden: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = MLP((data_dim, *hidden, 2 * latent_dim), generator=generator)
+        self.network = network
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale, each (N, D), for data (N, X)."""

@@ -1,0 +1,204 @@
+r"""Convolutional networks between square images, as rows of pixels, and vectors.
+
+Each step of an encoder halves the side, :math:`s \to \lceil s / 2 \rceil`, by a convolution of stride 2; a decoder
+goes the same way back. With ``residual=True`` a residual block, :math:`h + f(h)`, follows each step. Non-linearities
+(SiLU) have a continuous derivative, for samplers that follow gradients. Letters: N images, X = side * side pixels.
+Source: He et al. (2016), "Identity mappings in deep residual networks", https://arxiv.org/abs/1603.05027.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from amortize.errors import ArgumentError, check_count, shown
+from amortize.models.networks import seeded_linear
+
+__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "side_of"]
+
+KERNEL = 3
+_Convolution = TypeVar("_Convolution", nn.Conv2d, nn.ConvTranspose2d)
+
+
+class ResidualBlock(nn.Module):
+    """The input plus two convolutions of what a non-linearity makes of it; it begins as the identity.
+
+    Parameters
+    ----------
+    channels
+        Of input and output.
+    generator
+        Where the initial weights come from.
+
+    Examples
+    --------
+    >>> block = ResidualBlock(4, generator=torch.Generator().manual_seed(0))
+    >>> block(torch.ones(2, 4, 5, 5)).shape
+    torch.Size([2, 4, 5, 5])
+    """
+
+    def __init__(self, channels: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        first = _seeded(nn.Conv2d(channels, channels, KERNEL, padding=1, device="meta"), generator)
+        second = _seeded(nn.Conv2d(channels, channels, KERNEL, padding=1, device="meta"), generator)
+        nn.init.zeros_(second.weight)
+        self.layers = nn.Sequential(nn.SiLU(), first, nn.SiLU(), second)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, channels, s, s) to the same shape."""
+        change: Tensor = self.layers(images)
+        return images + change
+
+
+class ConvEncoder(nn.Module):
+    """Square images to a vector.
+
+    Parameters
+    ----------
+    data_dim, num_outputs
+        Numbers of pixels X, a square, and of outputs.
+    channels
+        Of each step that halves the side, from the image on.
+    generator
+        Where the initial weights come from.
+    residual
+        Whether a residual block follows each step.
+
+    Raises
+    ------
+    ArgumentError
+        X is no square, or a size is not positive.
+
+    Examples
+    --------
+    >>> encoder = ConvEncoder(64, 10, channels=(4, 8), generator=torch.Generator().manual_seed(0))
+    >>> encoder(torch.zeros(3, 64)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        num_outputs: int,
+        *,
+        channels: Sequence[int],
+        generator: torch.Generator,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        sides = _sides(data_dim, channels)
+        self.side = sides[0]
+        layers: list[nn.Module] = []
+        for num_inputs, num in pairwise((1, *channels)):
+            step = nn.Conv2d(num_inputs, num, KERNEL, stride=2, padding=1, device="meta")
+            layers += [_seeded(step, generator), *_block(num, residual, generator), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.last = seeded_linear(channels[-1] * sides[-1] ** 2, num_outputs, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., X) to (..., num_outputs)."""
+        outputs: Tensor = self.last(self.layers(x.reshape(-1, 1, self.side, self.side)))
+        return outputs.reshape(*x.shape[:-1], -1)
+
+
+class ConvDecoder(nn.Module):
+    """A vector to square images, by transposed convolutions; each pixel has a bias of its own.
+
+    Parameters
+    ----------
+    num_inputs, data_dim
+        Numbers of inputs and of pixels X, a square.
+    channels
+        Of each step that doubles the side, from the vector on.
+    generator, residual
+        As for `ConvEncoder`.
+
+    Raises
+    ------
+    ArgumentError
+        X is no square, or a size is not positive.
+
+    Examples
+    --------
+    >>> decoder = ConvDecoder(10, 49, channels=(8, 4), generator=torch.Generator().manual_seed(0))
+    >>> decoder(torch.zeros(2, 3, 10)).shape
+    torch.Size([2, 3, 49])
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        data_dim: int,
+        *,
+        channels: Sequence[int],
+        generator: torch.Generator,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        sides = _sides(data_dim, channels)
+        self.start = (channels[0], sides[-1], sides[-1])
+        self.first = seeded_linear(num_inputs, math.prod(self.start), generator=generator)
+        layers: list[nn.Module] = []
+        for (num, num_outputs), side in zip(pairwise((*channels, 1)), reversed(sides[:-1]), strict=True):
+            step = nn.ConvTranspose2d(
+                num, num_outputs, KERNEL, stride=2, padding=1, output_padding=1 - side % 2, bias=False, device="meta"
+            )
+            layers += [nn.SiLU(), *_block(num, residual, generator), _seeded(step, generator)]
+        self.layers = nn.Sequential(*layers)
+        self.last_bias = nn.Parameter(torch.zeros(data_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (..., num_inputs) to (..., X)."""
+        images: Tensor = self.layers(self.first(z).reshape(-1, *self.start))
+        return images.reshape(*z.shape[:-1], -1) + self.last_bias
+
+
+def side_of(data_dim: int) -> int:
+    """Side of a square image of ``data_dim`` pixels.
+
+    Raises
+    ------
+    ArgumentError
+        It is no square.
+
+    Examples
+    --------
+    >>> side_of(784)
+    28
+    """
+    side = math.isqrt(max(0, data_dim))
+    if side < 1 or side * side != data_dim:
+        raise ArgumentError(f"data: convolutions take square images, as 64 or 784 pixels, got {data_dim} columns.")
+    return side
+
+
+def _sides(data_dim: int, channels: Sequence[int]) -> list[int]:
+    """The image's side and that after each step."""
+    if not channels:
+        raise ArgumentError(f"channels: expected one number a step or more, as (16, 32), got {shown(channels)}.")
+    sides = [side_of(data_dim)]
+    for num in channels:
+        check_count("channels", num)
+        sides.append((sides[-1] + 1) // 2)
+    return sides
+
+
+def _block(channels: int, residual: bool, generator: torch.Generator) -> list[nn.Module]:
+    return [nn.SiLU(), ResidualBlock(channels, generator=generator)] if residual else []
+
+
+def _seeded(empty: _Convolution, generator: torch.Generator) -> _Convolution:
+    """With Glorot-uniform weights and a zero bias."""
+    layer = empty.to_empty(device="cpu")
+    num_inputs, num_outputs = layer.in_channels, layer.out_channels
+    bound = math.sqrt(6.0 / (KERNEL**2 * (num_inputs + num_outputs)))
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return layer

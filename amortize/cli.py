@@ -118,9 +118,18 @@ def main(
 @app.command()
 @guarded
 def study(  # noqa: PLR0913 - the options of a command line
-    target: Annotated[str, typer.Argument(help="A built-in study (digits), a study.toml, or path.py:name.")],
+    target: Annotated[
+        str, typer.Argument(help="A built-in study (digits), a study.toml, path.py:name, or a data set with --model.")
+    ],
     *,
+    model: Annotated[
+        str | None, typer.Option(help="A model of the zoo to study on the data set TARGET (`amortize models`).")
+    ] = None,
     data: DataOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting by its dotted key, such as fit.num_steps=500.", metavar="KEY=VALUE"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/NAME].")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the study's own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
@@ -134,10 +143,12 @@ def study(  # noqa: PLR0913 - the options of a command line
     that depend on the same settings, data and code are kept.
     """
     from amortize.study.studies import study_of_target
+    from amortize.study.toml import read_settings
 
-    chosen = study_of_target(target, data=data)
+    chosen = study_of_target(target, data=data, model=model)
     given = {"seed": seed, "device": device}
-    chosen = chosen.with_values({key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = chosen.with_values({**read_settings(settings or ()), **given})
     if print_spec:
         typer.echo(chosen.to_toml(), nl=False)
         return
@@ -282,11 +293,15 @@ def check(
 
 @app.command()
 def models() -> None:
-    """List the models of amortize.models."""
+    """List the models of amortize.models; `amortize study DATASET --model NAME` studies one on a data set."""
     from amortize.models import MODELS
+    from amortize.study.model_study import KIND_WORDS
 
-    rows = [(name, "yes" if entry.has_exact_evidence else "no", entry.description) for name, entry in MODELS.items()]
-    _print_table(("model", "exact log p(x)", "what it is"), rows)
+    rows = [
+        (name, KIND_WORDS[entry.data], "yes" if entry.has_exact_evidence else "no", entry.description)
+        for name, entry in MODELS.items()
+    ]
+    _print_table(("model", "takes", "exact log p(x)", "what it is"), rows)
 
 
 @app.command()

@@ -97,6 +97,7 @@ class Pipeline:
         if self.program.guide is None or not any(p.requires_grad for p in self.program.parameters()):
             return None
         spec = self.study.fit
+        objective = self.prepared.objective if spec.objective == "auto" else objective_of(spec)
         training = Training(
             learning_rate=spec.learning_rate,
             batch_size=spec.batch_size,
@@ -116,7 +117,7 @@ class Pipeline:
                 fitted = fit(
                     self.program,
                     self.prepared.train,
-                    objective=objective_of(spec),
+                    objective=objective,
                     num_steps=spec.num_steps,
                     seed=self.seed("fit"),
                     device=self.study.device,
@@ -132,6 +133,7 @@ class Pipeline:
         parts = (self.prepared.train, self.prepared.validation)
         inputs: dict[str, Any] = {
             "fit": spec.model_dump(),
+            "objective": objective if isinstance(objective, str) else objective.settings(),
             "data": [None if part is None else data_hash_of(part) for part in parts],
         }
         if self.prepared.split.dynamic is not None:

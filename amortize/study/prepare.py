@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from amortize.data import Dataset, load
 from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
+from amortize.inference.objective import Objective
 from amortize.models import MODELS
 from amortize.program.check import CheckReport, verify_finite
 from amortize.program.data import Data
@@ -40,7 +41,8 @@ __all__ = ["Prepared", "check_target", "load_program", "observed", "prepare", "r
 class Prepared:
     """A program and its data, checked against each other; ``program_hash`` stands for how it was made.
 
-    ``labels`` (N,) are those of the evaluated datapoints by which gaps are told apart, or None.
+    ``labels`` (N,) are those of the evaluated datapoints by which gaps are told apart, or None. ``objective`` is the
+    model's own if it is of the zoo, else "auto".
     """
 
     program: Program
@@ -50,6 +52,7 @@ class Prepared:
     split: Split
     labels: NDArray[Any] | None
     program_hash: str
+    objective: str | Objective
 
 
 def prepare(study: Study) -> Prepared:
@@ -67,15 +70,16 @@ def prepare(study: Study) -> Prepared:
         program = load_program(study.program.target, settings=study.program.settings, seed=study.seed)
     allow_nan = program is not None and program.allow_nan
     split = load_split(study.data, validation=study.fit.validation, allow_nan=allow_nan)
+    objective: str | Objective = "auto"
     if program is None:
-        program = _built_in(study, split.train)
+        program, objective = _built_in(study, split.train)
     _check_start(study, program)
     path = split_target(study.program.target)[0] if is_program_file(study.program.target) else None
     train, evaluated = (_data(program, part, device, path) for part in (split.train, split.evaluated))
     validation = None if split.validation is None else _data(program, split.validation, device, path)
     require_contract(program, evaluated, path)
     labels = labels_of(study.ledger.labels, split, evaluated)
-    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path))
+    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path), objective)
 
 
 def load_program(target: str, *, settings: dict[str, Any] | None = None, seed: int = 0) -> Program:
@@ -133,7 +137,8 @@ def _check_settings(function: Callable[..., Any], settings: dict[str, Any], targ
         )
 
 
-def _built_in(study: Study, train: Any) -> Program:
+def _built_in(study: Study, train: Any) -> tuple[Program, str | Objective]:
+    """A model of the zoo as a program, and what it is trained by."""
     name, settings = study.program.target, study.program.settings
     if name not in MODELS:
         raise SpecError(
@@ -152,8 +157,8 @@ def _built_in(study: Study, train: Any) -> Program:
     if isinstance(train, dict):
         raise DataError(f"data: {name} takes one array, got {', '.join(train)}")
     try:
-        program: Program = builder(train, **settings).program()
-        return program
+        model = builder(train, **settings)
+        return model.program(), model.objective
     except TypeError as error:
         raise SpecError(f"program.settings: {name} cannot be made: {error}") from error
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from amortize.data import DATASETS
 from amortize.errors import ArgumentError, SpecError
 from amortize.study.spec import Study
 from amortize.study.targets import absolute_target, is_program_file, split_target
@@ -31,16 +32,24 @@ STUDIES: dict[str, Callable[[], Study]] = {"digits": digits}
 """The built-in studies by name; adding one is adding a line."""
 
 
-def study_of_target(target: str, *, data: Path | None = None) -> Study:
-    """The study that a command line names: a built-in one, a TOML file, or ``path.py:name`` with ``data``.
+def study_of_target(target: str, *, data: Path | None = None, model: str | None = None) -> Study:
+    """The study that a command line names.
+
+    It is a built-in one, a TOML file, ``path.py:name`` with ``data``, or a data set with a model of the zoo.
 
     Raises
     ------
     SpecError
-        No built-in study has the name, or the TOML file is wrong.
+        No built-in study has the name, the TOML file is wrong, or the model doesn't take the data set.
     ArgumentError
-        ``path.py`` without ``:name``, or without data.
+        ``path.py`` without ``:name``, or without data; or data beside a model.
     """
+    if model is not None:
+        if data is not None:
+            raise ArgumentError(f"data: with a model the data come first: amortize study {data} --model {model}")
+        from amortize.study.model_study import study_of_model  # needs torch, as a study in TOML doesn't
+
+        return study_of_model(target, model)
     source = {} if data is None else {"data.source": str(data.resolve())}
     if is_program_file(target):
         path, _ = split_target(target)
@@ -54,9 +63,14 @@ def study_of_target(target: str, *, data: Path | None = None) -> Study:
     if target.endswith(".toml"):
         return Study.from_toml(target).with_values(source)
     if target not in STUDIES:
+        if target in DATASETS:
+            raise SpecError(
+                f"study: {target} is a data set; say which model: amortize study {target} --model NAME"
+                " (`amortize models` lists them)"
+            )
         raise SpecError(
             f"study: unknown study {target!r}{near_matches(target, list(STUDIES))}."
             f" Built-in: {', '.join(STUDIES)}."
-            " Otherwise name a study.toml, or a program as path.py:name"
+            " Otherwise name a study.toml, a program as path.py:name, or a data set with --model NAME"
         )
     return STUDIES[target]().with_values(source)

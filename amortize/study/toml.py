@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from amortize.errors import SpecError
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-__all__ = ["describe_validation", "near_matches", "to_toml"]
+__all__ = ["describe_validation", "near_matches", "read_settings", "to_toml"]
 
 MOST_ERRORS = 6
 MOST_CHARACTERS = 60
@@ -35,6 +38,31 @@ _EXPECTED = {
     "dict_type": "a table",
     "model_type": "a table",
 }
+
+
+def read_settings(given: Iterable[str]) -> dict[str, Any]:
+    """Settings by dotted key of texts ``KEY=VALUE``; a value that is no TOML is taken as text.
+
+    Raises
+    ------
+    SpecError
+        A text has no ``=``, or no key before it.
+
+    Examples
+    --------
+    >>> read_settings(["fit.num_steps=500", "local.families=['laplace']", "program.settings.network=conv"])
+    {'fit.num_steps': 500, 'local.families': ['laplace'], 'program.settings.network': 'conv'}
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not key or not equals:
+            raise SpecError(f"--set: expected KEY=VALUE, such as fit.num_steps=500, got {text!r}")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found
 
 
 def to_toml(model: BaseModel) -> str:

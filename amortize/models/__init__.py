@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from amortize.models.a_mcvae import AnnealedVAE
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
+from amortize.models.iwae import ImportanceWeightedVAE
+from amortize.models.l_mcvae import LangevinVAE
+from amortize.models.linear_autoencoder import LinearAutoencoder
 from amortize.models.linear_gaussian import LinearGaussian
 from amortize.models.linear_regression import LinearRegression
+from amortize.models.mcd_vae import DiffusedVAE
 from amortize.models.networks import MLP
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
@@ -15,8 +20,13 @@ __all__ = [
     "MLP",
     "MODELS",
     "VAE",
+    "AnnealedVAE",
     "BernoulliVAE",
+    "DiffusedVAE",
     "FactorAnalysis",
+    "ImportanceWeightedVAE",
+    "LangevinVAE",
+    "LinearAutoencoder",
     "LinearGaussian",
     "LinearRegression",
     "ModelEntry",
@@ -33,5 +43,23 @@ MODELS: dict[str, ModelEntry] = {
         data="real",
     ),
     "bernoulli-vae": ModelEntry("Variational autoencoder for binary data", BernoulliVAE),
+    "linear-autoencoder": ModelEntry(
+        "Linear autoencoder with a point guide: principal components by gradient descent",
+        LinearAutoencoder,
+        data="real",
+        fit={"learning_rate": 1e-2, "schedule": "exponential"},
+    ),
+    "iwae": ModelEntry("Importance-weighted autoencoder: a bound of K weighed draws", ImportanceWeightedVAE),
+    "l-mcvae": ModelEntry(
+        "Langevin Monte Carlo VAE: the encoder's draws carried on by Langevin steps",
+        LangevinVAE,
+        fit={"clip_norm": 20.0},
+    ),
+    "a-mcvae": ModelEntry(
+        "Annealed Monte Carlo VAE: annealed importance sampling, trained", AnnealedVAE, fit={"clip_norm": 20.0}
+    ),
+    "mcd-vae": ModelEntry(
+        "Monte Carlo diffusion VAE: Langevin steps whose way back is learned", DiffusedVAE, fit={"clip_norm": 20.0}
+    ),
 }
 """The models by name; adding one is adding a line."""

@@ -22,6 +22,7 @@ from amortize.program.discover import has_user_scale, run_recorded
 from amortize.program.explain import explained
 from amortize.program.guide import TracedGuide
 from amortize.program.handlers import atoms, base_of, data_dim, is_auxiliary
+from amortize.program.points import verify_point_rows
 from amortize.program.probes import head_of, rows_in_words
 from amortize.random import generator, pyro_rng
 
@@ -68,8 +69,8 @@ def verify_guide(log_joint: LogJoint, data: Data, *, points: bool = False) -> tu
     verify_guide_densities(structure, messages, plate, points=points)
     drawn = {name for name in structure.sites if name in messages}
     verify_guide_draws(log_joint, head)
-    if not any(isinstance(base_of(messages[name]["fn"]), Delta) for name in drawn):  # their codes are compared
-        verify_guide_rows(TracedGuide(log_joint, plate, head, drawn), head)
+    is_point = any(isinstance(base_of(messages[name]["fn"]), Delta) for name in drawn)
+    (verify_point_rows if is_point else verify_guide_rows)(TracedGuide(log_joint, plate, head, drawn), head)
     verify_guide_supports(log_joint, head)
     return plate, drawn
 

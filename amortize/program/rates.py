@@ -34,7 +34,7 @@ from amortize.program.handlers import (
     unmasked,
     unvalidated,
 )
-from amortize.program.masks import mask_of
+from amortize.program.masks import log_stand_in, mask_of
 from amortize.program.program import Program
 from amortize.program.runtime import filled_plates
 from amortize.program.sites import Structure
@@ -83,7 +83,7 @@ class RatedRun(NamedTuple):
             put = Substitute(structure.sites, LogTerms(folded.num_datapoints, like), values=values)
             with recorded, put:
                 program.trained_model(*folded.args, **folded.kwargs)
-        rates = {name: _rate(msg, recorded.messages[name], structure.plate) for name, msg in messages.items()}
+        rates = {name: _rate(msg, recorded.messages[name], structure) for name, msg in messages.items()}
         log_likelihood, outside = _observed(recorded.messages, structure, folded.num_datapoints, like)
         aside = [log_density(m["fn"], m["value"]).sum() for m in drawn.messages.values() if m["is_observed"]]
         auxiliary = torch.stack(aside).sum() / num_particles if aside else like
@@ -130,34 +130,50 @@ def _observed(
     return inside, outside
 
 
-def _rate(guide: Message, model: Message, plate: str) -> Tensor:
+def _rate(guide: Message, model: Message, structure: Structure) -> Tensor:
     """Of one site, (B, V)."""
-    dim = data_dim(model, plate)
-    assert dim is not None
+    site = structure.sites[model["name"]]
     q, p = unmasked(guide["fn"]), unmasked(model["fn"])
     if isinstance(base_of(q), Delta):
         each = -_elementwise(p, guide["value"])
     else:
         known = _divergence(q, p)
-        each = _elementwise(q, guide["value"]) - _elementwise(p, guide["value"]) if known is None else known
-    axis = len(model["fn"].batch_shape) + dim
-    mask = mask_of(model)
-    if mask is not None:
+        each = _sampled(q, p, guide["value"]) if known is None else known
+    mask = mask_of(model) if site.name in structure.hidden else None
+    if mask is not None and mask_of(guide) is None:  # the guide pays for what the model hides: see masks.py
+        stand_in = log_density(q, guide["value"]) - log_stand_in(site, model)
+        each = torch.where(mask, _summed(each, site.batch_ndim), stand_in)
+    elif mask is not None:
         each = torch.where(mask.reshape(*mask.shape, *[1] * (each.dim() - mask.dim())), each, 0.0)
-    return each.movedim(axis, 0).reshape(each.shape[axis], -1)
+    return each.movedim(site.front, 0).reshape(each.shape[site.front], -1)
 
 
 def _divergence(q: Any, p: Any) -> Tensor | None:
     """In closed form, variable by variable where both fall apart; None where it is not known."""
     try:
-        both = isinstance(q, Independent) and isinstance(p, Independent)
-        if both and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
-            return kl_divergence(q.base_dist, p.base_dist)
-        return kl_divergence(q, p)
+        return kl_divergence(q.base_dist, p.base_dist) if _fall_apart(q, p) else kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def _sampled(q: Any, p: Any, value: Tensor) -> Tensor:
+    """Log q - log p at a value, variable by variable where both fall apart."""
+    if _fall_apart(q, p):
+        return _elementwise(q, value) - _elementwise(p, value)
+    return log_density(q, value) - log_density(p, value)
+
+
+def _fall_apart(q: Any, p: Any) -> bool:
+    """Whether both are independent over the same event dimensions."""
+    both = isinstance(q, Independent) and isinstance(p, Independent)
+    return both and bool(q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims)
 
 
 def _elementwise(fn: Any, value: Tensor) -> Tensor:
     """Log density at a value, event dimensions that are independent kept."""
     return log_density(fn.base_dist if isinstance(fn, Independent) else fn, value)
+
+
+def _summed(value: Tensor, batch_ndim: int) -> Tensor:
+    """Over what comes after the batch dimensions."""
+    return value.flatten(batch_ndim).sum(-1) if value.dim() > batch_ndim else value

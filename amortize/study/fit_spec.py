@@ -16,6 +16,7 @@ Objective = Literal[
     "graph-elbo",
     "mean-field-elbo",
     "enum-elbo",
+    "beta-elbo",
     "iwae",
     "wake-sleep",
     "l-mcvae",
@@ -24,6 +25,8 @@ Objective = Literal[
     "mcd",
     "semi-amortized",
 ]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 TAKES = {
     "iwae": ("num_particles",),
     "wake-sleep": ("num_particles",),
@@ -32,6 +35,7 @@ TAKES = {
     "dais": ("num_annealing_steps",),
     "mcd": ("num_annealing_steps",),
     "semi-amortized": ("num_refinement_steps",),
+    "beta-elbo": ("num_particles", "beta", "warmup", "free_bits"),
 }
 """Settings by the objective that takes them."""
 
@@ -45,13 +49,20 @@ class FitSpec(Table):
         " tighter bound on each datapoint's log p(x)",
     )
     num_particles: Count | None = Field(
-        default=None, description="draws a datapoint of iwae and wake-sleep (not set: 5)"
+        default=None, description="draws a datapoint of iwae and wake-sleep (not set: 5), and of beta-elbo (1)"
     )
     num_annealing_steps: Count | None = Field(
         default=None, description="annealing steps of l-mcvae, a-mcvae, dais and mcd (not set: 5)"
     )
     num_refinement_steps: Count | None = Field(
         default=None, description="steps of semi-amortized from the guide, trained through (not set: 5)"
+    )
+    beta: NonNegative | None = Field(default=None, description="price of a nat of rate in beta-elbo (not set: 1)")
+    warmup: Share | None = Field(
+        default=None, description="share of the steps of beta-elbo over which beta climbs from 0 (not set: 0)"
+    )
+    free_bits: NonNegative | None = Field(
+        default=None, description="nats of each latent variable that beta-elbo does not charge (not set: 0)"
     )
     aggressive: bool = Field(
         default=False,

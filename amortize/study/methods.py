@@ -92,7 +92,8 @@ def objective_of(spec: FitSpec) -> str | Objective:
     if spec.objective not in BOUNDS:
         return spec.objective
     steps = spec.num_annealing_steps if spec.num_refinement_steps is None else spec.num_refinement_steps
-    given = {"num_particles": spec.num_particles, "num_steps": steps}
+    named = ("num_particles", "beta", "warmup", "free_bits")
+    given = {"num_steps": steps} | {name: getattr(spec, name) for name in named}
     make: Callable[..., Objective] = BOUNDS[spec.objective]
     try:
         return make(**{name: value for name, value in given.items() if value is not None})

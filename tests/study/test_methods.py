@@ -86,6 +86,8 @@ def test_objectives_take_their_settings() -> None:
     assert objective_of(FitSpec(objective="wake-sleep", num_particles=3)) == am.WakeSleep(num_particles=3)
     assert objective_of(FitSpec(objective="mcd", num_annealing_steps=2)) == am.MCD(num_steps=2)
     assert objective_of(FitSpec(objective="iwae")) == am.IWAE()
+    priced = FitSpec(objective="beta-elbo", beta=4.0, warmup=0.0, free_bits=0.1)
+    assert objective_of(priced) == am.BetaELBO(beta=4.0, free_bits=0.1)
     refined = FitSpec(objective="semi-amortized", num_refinement_steps=3)
     assert objective_of(refined) == am.SemiAmortized(num_steps=3)
 

@@ -1,0 +1,181 @@
+"""A picture of each model of the zoo: samples, data over reconstructions, and a map of its codes.
+
+    python benchmarks/zoo_pictures.py --cache DIR [--models NAME ...] [--out docs/images/models] [--digits]
+
+Options, models and trained programs are those of ``zoo.py``, so that with the same budget and cache nothing is trained
+twice. Samples and reconstructions are means of x, given latents from the prior and from the guide; where x has no mean
+in closed form, as with an autoregressive decoder, samples are draws. Data that are no images are shown as a matrix, a
+row a datapoint. The map has the posterior means of test data, coloured by their labels where they have some: in two
+dimensions as they are, in more by their first two principal components. A model that fails is named, and the next one
+drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from zoo import codes, head
+from zoo_training import Budget, Sample, add_options, asked_for, claimed, load, trained
+
+import amortize as am
+from amortize.atomic import replacing
+from amortize.errors import AmortizeWarning
+from amortize.program.handlers import Record, unvalidated
+from amortize.program.simulate import to_front
+from amortize.random import pyro_rng
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+COLUMNS, ROWS, MAPPED = 5, 6, 1500  # images in a row, rows of a panel, codes in the map
+LINES, FEATURES = 40, 160  # of a matrix, where data are no images
+LIMIT = 60_000  # bytes of a picture
+SIZE = (7.0, 3.1)  # inches at 100 a dot: 700 pixels wide
+
+
+def draw(name: str, data: Sample, shown: Sample, budget: Budget, options: argparse.Namespace) -> Path:
+    """Train or find the model, and write its picture."""
+    found = trained(name, data.train, seed=0, budget=budget, cache=options.cache)
+    program = found.fitted.program
+    num = COLUMNS * ROWS if shown.image_shape else LINES
+    x = head(shown.test, num)
+    samples, kind = sampled(program, x)
+    figure, axes = plt.subplots(1, 3, figsize=SIZE, width_ratios=(1, 1, 1), layout="constrained")
+    panel(axes[0], f"samples ({kind})", [as_matrix(samples)], shown.image_shape)
+    truth = as_matrix(x[1] if isinstance(x, tuple) else x.numpy())
+    means = program.reconstruct(x) if program.guide is not None else {}
+    again = means.get("y" if isinstance(x, tuple) else "x")
+    pairs = [truth] if again is None else [truth, as_matrix(again)]
+    panel(axes[1], "data" if again is None else "data, reconstructions below", pairs, shown.image_shape)
+    latent_map(axes[2], program, shown)
+    path = options.out / f"{name.replace(':', '-').replace('=', '-')}.png"
+    write(figure, path)
+    return path
+
+
+def sampled(program: am.Program, x: Any) -> tuple[np.ndarray, str]:
+    """Means of x at latents from the prior, (N, X), or draws of it where it has none; and which."""
+    data = program.prepare(x)
+    plate, record = program.structure(data).plate, Record()
+    with program.evaluating(), pyro_rng(0, "samples"), unvalidated(), torch.no_grad(), record:
+        program.model.unobserved(*data.args, **data.kwargs)
+    message = record.messages["y" if isinstance(x, tuple) else "x"]
+    try:
+        mean = message["fn"].mean
+    except (NotImplementedError, AttributeError):
+        return to_front(message["value"], message, plate), "draws"
+    return to_front(mean.expand_as(message["value"]), message, plate), "means"
+
+
+def as_matrix(values: np.ndarray) -> np.ndarray:
+    """A row a datapoint."""
+    return np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+
+
+def panel(axis: Any, title: str, parts: list[np.ndarray], image_shape: tuple[int, ...] | None) -> None:
+    """Images in rows, those of the parts in turn; or matrices side by side."""
+    axis.set_title(title, fontsize=9)
+    axis.axis("off")
+    if image_shape is None:
+        matrices = [np.log1p(np.clip(part[:, :FEATURES], 0, None)) if (part >= 0).all() else part for part in parts]
+        gap = np.full((len(matrices[0]), 2), np.nan)
+        wide = np.concatenate([piece for part in matrices for piece in (part, gap)][:-1], 1)
+        axis.imshow(wide, aspect="auto", cmap="gray_r", interpolation="nearest")
+        return
+    stacks = [
+        np.pad(part.reshape(-1, *image_shape[:2]), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan) for part in parts
+    ]
+    shown = []
+    for first in range(0, COLUMNS * ROWS // len(parts), COLUMNS):
+        shown += [np.concatenate(list(stack[first : first + COLUMNS]), 1) for stack in stacks]
+        if len(parts) > 1 or first // COLUMNS % 2:
+            shown.append(np.full((1, shown[0].shape[1]), np.nan))  # apart from the next pair of rows
+    axis.imshow(np.concatenate(shown), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+
+
+def latent_map(axis: Any, program: am.Program, shown: Sample) -> None:
+    """Codes of test data in two dimensions, with one colour a label."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if program.guide is None:
+        axis.axis("off")
+        return
+    found = codes(program, head(shown.test, MAPPED))
+    flat, how = plane(found)
+    labels = None if shown.labels is None else shown.labels[: len(flat)]
+    kinds = np.zeros(len(flat), int) if labels is None else np.unique(labels, return_inverse=True)[1]
+    axis.set_title(f"codes{how}", fontsize=9)
+    colours = mpl.colormaps["tab10" if kinds.max() < 10 else "tab20"]
+    axis.scatter(*flat.T, s=6, c=kinds, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, linewidths=0)
+    if labels is not None and kinds.max() < 10:
+        for kind, label in enumerate(np.unique(labels)):
+            middle = np.median(flat[kinds == kind], 0)
+            axis.text(*middle, str(label), fontsize=8, weight="bold", ha="center", va="center",
+                      bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colours(kind), "lw": 1})  # fmt: skip
+
+
+def plane(found: np.ndarray) -> tuple[np.ndarray, str]:
+    """Codes (N, D) in two dimensions (N, 2), and how they got there."""
+    if found.shape[1] == 1:
+        return np.column_stack([found[:, 0], np.random.default_rng(0).random(len(found))]), ", one dimension"
+    if found.shape[1] == 2:
+        return found, ""
+    centred = found - found.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    share = np.square(centred @ axes.T).sum() / max(np.square(centred).sum(), 1e-30)
+    return centred @ axes.T, f", {share:.0%} of the variance of {found.shape[1]}"
+
+
+def write(figure: Figure, path: Path) -> None:
+    """As a PNG with a palette, in as many colours as the limit allows."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    plt.close(figure)
+    whole = Image.open(buffer).convert("RGB")
+    for num_colours in (256, 128, 64, 32, 16):
+        small = io.BytesIO()
+        whole.quantize(num_colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            small, format="png", optimize=True
+        )
+        if small.tell() <= LIMIT:
+            break
+    with replacing(path) as temporary:
+        temporary.write_bytes(small.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    budget_of = add_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("docs/images/models"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", AmortizeWarning)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    budget = budget_of(options)
+    for table, name in asked_for(options):
+        with claimed(options.cache / "locks" / f"picture-{name}".replace(":", "-").replace("/", "-")) as mine:
+            if not mine:
+                continue
+            try:
+                data = load(table, small=options.digits)
+                shown = data if options.digits else load(table, small=False, labels=True)
+                path = draw(name, data, shown, budget, options)
+                print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
+            except Exception as error:  # named, and the next one is drawn
+                traceback.print_exc()
+                print(f"{name}: no picture: {type(error).__name__}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

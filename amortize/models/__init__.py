@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from amortize.models.a_mcvae import AnnealedVAE
+from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
+from amortize.models.gaussian_mixture import GaussianMixture
+from amortize.models.gaussian_vae import GaussianVAE
+from amortize.models.item_response import ItemResponse
 from amortize.models.iwae import ImportanceWeightedVAE
 from amortize.models.l_mcvae import LangevinVAE
 from amortize.models.linear_autoencoder import LinearAutoencoder
 from amortize.models.linear_gaussian import LinearGaussian
 from amortize.models.linear_regression import LinearRegression
 from amortize.models.mcd_vae import DiffusedVAE
+from amortize.models.negative_binomial_factors import NegativeBinomialFactors
 from amortize.models.networks import MLP
+from amortize.models.poisson_factors import PoissonFactors
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
 from amortize.models.zoo import ModelEntry, ZooModel
@@ -21,16 +27,22 @@ __all__ = [
     "MODELS",
     "VAE",
     "AnnealedVAE",
+    "BayesianRegression",
     "BernoulliVAE",
     "DiffusedVAE",
     "FactorAnalysis",
+    "GaussianMixture",
+    "GaussianVAE",
     "ImportanceWeightedVAE",
+    "ItemResponse",
     "LangevinVAE",
     "LinearAutoencoder",
     "LinearGaussian",
     "LinearRegression",
     "ModelEntry",
+    "NegativeBinomialFactors",
     "NormalInverseGamma",
+    "PoissonFactors",
     "UnknownGaussian",
     "ZooModel",
 ]
@@ -60,6 +72,36 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mcd-vae": ModelEntry(
         "Monte Carlo diffusion VAE: Langevin steps whose way back is learned", DiffusedVAE, fit={"clip_norm": 20.0}
+    ),
+    "gaussian-vae": ModelEntry("Variational autoencoder for real data, with a learned scale", GaussianVAE, data="real"),
+    "gaussian-mixture": ModelEntry(
+        "Mixture of Gaussians, its component summed out; exact evidence",
+        GaussianMixture,
+        data="real",
+        fit={"learning_rate": 1e-2, "schedule": "cosine"},
+    ),
+    "item-response": ModelEntry(
+        "Two-parameter logistic item response: one ability; evidence by quadrature",
+        ItemResponse,
+        fit={"learning_rate": 1e-2, "schedule": "cosine"},
+    ),
+    "poisson-factors": ModelEntry(
+        "Log-linear factors of counts, Poisson noise",
+        PoissonFactors,
+        data="counts",
+        fit={"learning_rate": 3e-3, "schedule": "cosine", "clip_norm": 100.0},
+    ),
+    "negative-binomial-factors": ModelEntry(
+        "Log-linear factors of counts that vary more than Poisson's",
+        NegativeBinomialFactors,
+        data="counts",
+        fit={"learning_rate": 3e-3, "schedule": "cosine", "clip_norm": 100.0},
+    ),
+    "linear-regression": ModelEntry(
+        "Bayesian linear regression, a data set as one datapoint; exact evidence",
+        BayesianRegression,
+        data="labelled",
+        fit={"learning_rate": 3e-2, "schedule": "cosine", "num_steps": 500},
     ),
 }
 """The models by name; adding one is adding a line."""

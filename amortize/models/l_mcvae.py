@@ -22,6 +22,8 @@ from amortize.models.vae_parts import NetworkKind, bernoulli_parts
 
 __all__ = ["LangevinVAE"]
 
+STEP_SIZE = 0.3  # of every step at first, in standard deviations of the encoder
+
 
 @final
 class LangevinVAE(VAE):
@@ -68,4 +70,4 @@ class LangevinVAE(VAE):
             Settings that don't fit.
         """
         parts = bernoulli_parts(x, latent_dim, network=network, hidden=hidden, seed=seed)
-        return cls(**parts, objective=LMCVAE(num_steps=num_steps))
+        return cls(**parts, objective=LMCVAE(num_steps=num_steps, step_size=STEP_SIZE))

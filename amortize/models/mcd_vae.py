@@ -21,6 +21,8 @@ from amortize.models.vae_parts import NetworkKind, bernoulli_parts
 
 __all__ = ["DiffusedVAE"]
 
+STEP_SIZE = 0.3  # of every step at first, in standard deviations of the encoder
+
 
 @final
 class DiffusedVAE(VAE):
@@ -67,4 +69,4 @@ class DiffusedVAE(VAE):
             Settings that don't fit.
         """
         parts = bernoulli_parts(x, latent_dim, network=network, hidden=hidden, seed=seed)
-        return cls(**parts, objective=MCD(num_steps=num_steps))
+        return cls(**parts, objective=MCD(num_steps=num_steps, step_size=STEP_SIZE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amortize.models.a_mcvae import AnnealedVAE
+from amortize.models.autoencoder import Autoencoder
 from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
@@ -27,6 +28,7 @@ __all__ = [
     "MODELS",
     "VAE",
     "AnnealedVAE",
+    "Autoencoder",
     "BayesianRegression",
     "BernoulliVAE",
     "DiffusedVAE",
@@ -60,6 +62,12 @@ MODELS: dict[str, ModelEntry] = {
         LinearAutoencoder,
         data="real",
         fit={"learning_rate": 1e-2, "schedule": "exponential"},
+    ),
+    "autoencoder": ModelEntry(
+        "Autoencoder of three or five non-linear layers with a point guide",
+        Autoencoder,
+        data="real",
+        fit={"learning_rate": 5e-3, "schedule": "exponential"},
     ),
     "iwae": ModelEntry("Importance-weighted autoencoder: a bound of K weighed draws", ImportanceWeightedVAE),
     "l-mcvae": ModelEntry(

@@ -18,7 +18,7 @@ from amortize.report.frames import FRAMES, read_frame
 from amortize.report.notes import notes
 from amortize.report.provenance import provenance
 from amortize.report.readings import read_annealing, read_evidence, read_sandwich, spread_of
-from amortize.report.words import verdict
+from amortize.report.words import WITHOUT_ELBO, verdict
 
 __all__ = ["gap_name", "read_document", "rung_names", "sampled_steps"]
 
@@ -160,8 +160,8 @@ def _num_negative(gaps: xr.Dataset) -> int:
 def _ladder(gaps: xr.Dataset, names: list[str], family: str) -> list[dict[str, Any]]:
     """Rungs with their mean over the datapoints that have all of them, and the paired rise from the one below.
 
-    A rise up to the best ELBO of the guide's own family is amortization, one above it approximation; without a guide
-    all is approximation.
+    A rise up to the best ELBO of the guide's own family is amortization, one above it approximation; where the
+    guide has none all is approximation.
     """
     if not names:
         return []
@@ -170,7 +170,7 @@ def _ladder(gaps: xr.Dataset, names: list[str], family: str) -> list[dict[str, A
     num = values.shape[1]
     if num == 0:
         return []
-    own = names[0] if family == "none" else column_of(family)
+    own = names[0] if family in WITHOUT_ELBO else column_of(family)
     last_amortized = names.index(own) if own in names else -1
     rungs = []
     for index, name in enumerate(names):

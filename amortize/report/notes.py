@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from amortize.report.words import WITHOUT_ELBO
+
 __all__ = ["notes"]
 
 _MAX_NAMED = 12  # failed datapoints that are listed by name
@@ -33,7 +35,14 @@ def _of_gaps(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{count} not trained: there is no guide."
     if document.get("gap_settings", {}).get("left_out"):
         yield f"One family was left out: {document['gap_settings']['left_out']}."
-    if families and family not in (*families, "none"):
+    if family == "point":
+        stand_in = f" Posterior draws in the tree are of the family {families[-1]}." if families else ""
+        yield (
+            "The guide is a point, one code for each datapoint, as a deterministic autoencoder's is. It has no "
+            "density, hence no ELBO, no importance weights and no gaps of its own; its reconstructions are shown, and log "
+            f"p(x) and the fitted posteriors judge the model.{stand_in}"
+        )
+    if families and family not in (*families, *WITHOUT_ELBO):
         yield (
             f"The guide's family wasn't fitted to single datapoints; the best of {', '.join(families)} stands in "
             "for it where approximation and amortization are told apart."

@@ -52,10 +52,17 @@ def training_figure(curve: Mapping[str, Sequence[float]], bound: str = "ELBO") -
     apply_style(figure, height=340)
     figure.update_xaxes(title_text="step", zeroline=False)
     figure.update_yaxes(
-        title_text=f"{'ELBO' if bound == 'ELBO' else 'bound'}, nats per datapoint",
+        title_text=f"{_short(bound)}, nats per datapoint",
         range=_range(np.concatenate(drawn)),
     )
     return figure
+
+
+def _short(bound: str) -> str:
+    """What was trained in a word or two; its full name says whether it is a bound."""
+    if bound == "ELBO":
+        return bound
+    return "what is trained" if bound.endswith("no bound") else "bound"
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

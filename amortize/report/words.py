@@ -9,8 +9,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["FEW", "Quantity", "cause_words", "count", "number", "percent", "quantity", "uncertain", "verdict"]
+__all__ = [
+    "FEW",
+    "WITHOUT_ELBO",
+    "Quantity",
+    "cause_words",
+    "count",
+    "number",
+    "percent",
+    "quantity",
+    "uncertain",
+    "verdict",
+]
 
+WITHOUT_ELBO = ("none", "point")
+"""What ``guide_family`` is where there is no guide, or one without a density."""
 FEW = 10
 """Datapoints below which a mean over them is called uncertain."""
 _MINUS = "\N{MINUS SIGN}"
@@ -97,6 +110,7 @@ _CAUSES = {
     "unsplit": "not split",
     "unusable": "no usable numbers",
     "no-guide": "there is no guide",
+    "point-guide": "the guide is a point",
     "family": "the guide's family",
     "family-and-encoder": "family and encoder both",
     "encoder": "the encoder",
@@ -185,12 +199,12 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | No
     summary : mapping
         By quantity, its "mean" and "se" in nats.
     family : str
-        The guide's family; "" or "other" if it has no name, "none" if there is no guide.
+        The guide's family; "" or "other" if it has no name, "none" if there is no guide, "point" if it is one.
     num : int, optional
         How many datapoints the means are over, to say so where they are few.
     """
-    if family == "none":
-        return _without_guide(summary, num)
+    if family in WITHOUT_ELBO:
+        return _without_elbo(summary, num, point=family == "point")
     gap, network, form = (
         _mean_and_se(summary, f"{name}_gap") for name in ("inference", "amortization", "approximation")
     )
@@ -223,13 +237,12 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | No
     return f"The guide loses {loss}, {_blame(parts, gap[0])}."
 
 
-def _without_guide(summary: Mapping[str, Mapping[str, Any]], num: int | None) -> str:
+def _without_elbo(summary: Mapping[str, Mapping[str, Any]], num: int | None, *, point: bool) -> str:
     evidence, gap = (_mean_and_se(summary, name) for name in ("log_evidence", "approximation_gap"))
     if not math.isfinite(evidence[0]):
         return "Every datapoint failed: none has a finite log p(x), and there is no guide to judge."
-    known = (
-        f"Without a guide the evidence stands alone: log p(x) is {uncertain(*evidence)} nats a datapoint{_over(num)}"
-    )
+    why = "The guide is a point, which has no ELBO, so" if point else "Without a guide"
+    known = f"{why} the evidence stands alone: log p(x) is {uncertain(*evidence)} nats a datapoint{_over(num)}"
     if not math.isfinite(gap[0]):
         return f"{known}."
     if gap[0] < -2 * gap[1]:

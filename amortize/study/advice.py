@@ -85,12 +85,24 @@ def _impossible(finding: Finding) -> str:
 
 
 def _guideless(finding: Finding) -> str:
+    return f"There is no guide: {_of_model(finding)}; train a guide (am.fit) to amortize it."
+
+
+def _point(finding: Finding) -> str:
+    return (
+        f"The guide is a point, which has no density and hence no ELBO: {_of_model(finding)}. These judge the model,"
+        " not the guide; for what a guide loses, give the model one with a density, as am.auto_guide(model, x)."
+    )
+
+
+def _of_model(finding: Finding) -> str:
+    """What is known of the model alone: its evidence, and what the fitted posteriors lose."""
     loss = ""
     if math.isfinite(finding.gap):
         close = "" if finding.gap > NUM_SE * finding.gap_se else " no more than noise,"
         loss = f", the best {_kind(finding)} posterior of each datapoint loses{close} {_gap(finding)}"
     evidence = _mean(finding, finding.evidence, finding.evidence_se)
-    return f"There is no guide: log p(x) is {evidence} nats a datapoint{loss}; train a guide (am.fit) to amortize it."
+    return f"log p(x) is {evidence} nats a datapoint{loss}"
 
 
 def _nothing(finding: Finding) -> str:
@@ -195,6 +207,7 @@ _EXPLAINED: dict[str, Callable[[Finding, Clues], str]] = {
     "under-trained-guide": _under_trained,
     "small-encoder": _small,
     "multimodal-posterior": _multimodal,
+    "point-guide": lambda finding, _: _point(finding),
 }
 """Sentences of causes that the table alone does not tell."""
 

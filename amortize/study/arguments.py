@@ -28,7 +28,7 @@ def read_training_data(program: Program, x_train: Any, data: Data, *, device: st
     if got != expected:  # as sequences of another length may be
         try:
             with program.evaluating():
-                program.guide_density(train.rows(slice(0, 2)))
+                program.guide_density(train.rows(slice(0, 2)), points=True)
         except Exception as error:  # whatever a user's program raises on data that are not its own
             raise DataError(
                 f"x_train: expected datapoints as those of x, {expected}, got {got}, on which the program fails "

@@ -3,7 +3,8 @@ r"""The cause of the loss, one of a closed list, from the verdict on the ledger'
 The verdict (`amortize.study.findings`) says which term of the gap is large; most causes follow from it alone. The
 clues tell apart what the table cannot. The rules, the first that applies:
 
-1. ``unusable``, ``evidence-too-low``, ``no-guide``, ``nothing``, ``undecided``, ``unsplit``: as the verdict.
+1. ``unusable``, ``evidence-too-low``, ``no-guide``, ``nothing``, ``undecided``, ``unsplit``: as the verdict; without
+   an ELBO of a guide that is a point, ``point-guide``.
 2. ``overfitted-encoder``: the amortization gap on these data exceeds that on training data by `SHARE` of the inference
    gap or more, and by more than noise.
 3. ``few-datapoints``: as the verdict.
@@ -33,6 +34,7 @@ CAUSES = (
     "unusable",
     "evidence-too-low",
     "no-guide",
+    "point-guide",
     "nothing",
     "undecided",
     "few-datapoints",
@@ -80,6 +82,8 @@ class Clues:
         Share of the datapoints looked at whose posterior has more than one mode that counts.
     one_start
         Whether the evidence's chains began at the guide alone, which may miss modes.
+    point
+        Whether the guide is a point, which has no ELBO.
     """
 
     train_amortization: float = math.nan
@@ -90,10 +94,13 @@ class Clues:
     continued_steps: int = 0
     multimodal: float = math.nan
     one_start: bool = False
+    point: bool = False
 
 
 def find_cause(finding: Finding, clues: Clues) -> str:
     """The first of the rules above that applies, one of `CAUSES`."""
+    if clues.point and finding.verdict == "guideless":
+        return "point-guide"
     if _overfitted(finding, clues):
         return "overfitted-encoder"
     if finding.verdict == "approximation":

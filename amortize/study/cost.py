@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from amortize.inference.fitted import Fitted
 from amortize.inference.starts import GuideStart
 from amortize.program.data import Data
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.study.findings import column
 from amortize.study.tower import elbo_column
@@ -94,8 +95,8 @@ class TrainingCost:
 
 
 def pass_seconds(program: Program, data: Data, *, seed: int) -> float:
-    """Seconds that one draw of the guide takes for all datapoints: the median of a few; NaN without a guide."""
-    if program.guide is None:
+    """Seconds that one draw of the guide takes for all datapoints: the median of a few; NaN without a density."""
+    if not has_density(program, data):
         return float("nan")
     taken = []
     with program.evaluating():

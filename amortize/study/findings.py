@@ -5,7 +5,7 @@ Rules, on means over the datapoints whose gaps are finite; the first that applie
 1. ``unusable``: every datapoint failed.
 2. ``impossible``: the gap, or its approximation term, is below -`NEGLIGIBLE` by more than noise (or by noise that is
    unknown), so the evidence is too low: an ELBO cannot exceed it.
-3. ``guideless``: there is no guide to judge.
+3. ``guideless``: there is no guide to judge, or one that is a point.
 4. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
 5. ``undecided``: the gap is no more than noise, and it is not a few huge gaps that make the noise: where the next rule
    applies, the gap is above `NEGLIGIBLE` and the others' are not below zero, that one counts.
@@ -63,7 +63,7 @@ class Finding:
     num_datapoints, num_failed
         All datapoints, and those whose gaps are not finite; the rest of the numbers leave these out.
     has_guide
-        Whether there is a guide; without one the gap is the approximation gap.
+        Whether there is a guide with an ELBO; without one the gap is the approximation gap.
     evidence, evidence_se
         Mean log evidence and its standard error over datapoints.
     gap, gap_se

@@ -26,13 +26,14 @@ from amortize.program.data import Data
 from amortize.program.density import require_guide
 from amortize.program.discover import run_recorded
 from amortize.program.operands import require_program
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.random import check_seed, generator
 from amortize.study.arguments import read_training_data, require_fit_of
 from amortize.study.cost import TrainingCost
 from amortize.study.guide_family import GuideFamily, read_guide_family
 from amortize.study.latents import latents
-from amortize.study.ledger import BOUNDLESS, Extras, Ledger, ledger_from, summarise
+from amortize.study.ledger import BOUNDLESS, POINT, Extras, Ledger, ledger_from, summarise
 from amortize.study.probes import probe
 from amortize.study.second_start import measure_twice
 from amortize.study.splits import read_labels
@@ -61,7 +62,8 @@ def gaps(  # noqa: PLR0913 (the public face)
     Parameters
     ----------
     program
-        A program with a guide.
+        A program with a guide. One that is a point has no ELBO: then there is the evidence, and what the fitted
+        families lose.
     x
         Data, N datapoints, which the guide should not have been trained on.
     families
@@ -130,15 +132,18 @@ class _Run:
         """The ledger of these data, without the clues of probes."""
         program = self.program
         options: dict[str, Any] = {"seed": self.seed, "device": self.device}
-        own = read_guide_family(program, data)
-        importance = measure_evidence(
-            program,
-            data,
-            method=ImportanceSampling(self.num_draws),
-            start="guide",
-            discrete=guide_treatment(program, data),
-            **options,
-        )
+        guided = has_density(program, data)
+        own = read_guide_family(program, data) if guided else GuideFamily(POINT)
+        importance = None
+        if guided:
+            importance = measure_evidence(
+                program,
+                data,
+                method=ImportanceSampling(self.num_draws),
+                start="guide",
+                discrete=guide_treatment(program, data),
+                **options,
+            )
         all_discrete = not program.structure(data).dim
         families = {} if all_discrete else _with_rank(self.families, own)  # there is none to fit
         local = {name: fit_local(program, data, family=family, **options) for name, family in families.items()}
@@ -178,7 +183,12 @@ class _Run:
 
 
 def unaided_family(ledger: Ledger) -> str | None:
-    """The family to fit from the prior for the break-even: the guide's own, else the poorest that is as good as it."""
+    """The family to fit from the prior for the break-even: the guide's own, else the poorest that is as good as it.
+
+    None where there is none such, or no guide with an ELBO.
+    """
+    if "guide" not in ledger.cost.index:
+        return None
     if ledger.guide_family in ledger.local:
         return ledger.guide_family
     return next((name for name in ledger.families if ledger.cost.elbo[name] >= ledger.cost.elbo["guide"]), None)

@@ -25,6 +25,7 @@ from amortize.program.data import Data
 from amortize.program.guide import GuideDensity, TracedGuide
 from amortize.program.handlers import Record, unvalidated
 from amortize.program.operands import require_program
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.program.sites import Site, Structure
 from amortize.random import check_seed, pyro_rng, stream_seed
@@ -55,10 +56,10 @@ def latents(program: Program, x: Any, *, num_draws: int = 200, seed: int = 0) ->
     pandas.DataFrame or None
         A row a dimension of u: ``site`` and ``index`` in it, ``kl`` (nats, mean over datapoints) with ``kl_se`` (over
         datapoints), ``kind``, ``activity`` (the variance over datapoints of the posterior mean in u, less Monte Carlo
-        noise, as a share of the prior's variance) and ``active`` (activity above `ACTIVE`). None without a guide, or
-        without continuous latents. ``kind`` is "density" where guide and prior have a density for each element: then
-        ``kl`` is exact but for noise, and those of a site add up to its KL divergence. It is "moments" elsewhere: the
-        KL divergence between Gaussians with the moments of u under guide and prior.
+        noise, as a share of the prior's variance) and ``active`` (activity above `ACTIVE`). None without a guide, with
+        one that is a point, or without continuous latents. ``kind`` is "density" where guide and prior have a density
+        for each element: then ``kl`` is exact but for noise, and those of a site add up to its KL divergence.
+        It is "moments" elsewhere: the KL divergence between Gaussians with the moments of u under guide and prior.
 
     Examples
     --------
@@ -73,7 +74,7 @@ def latents(program: Program, x: Any, *, num_draws: int = 200, seed: int = 0) ->
     seed = stream_seed(check_seed(seed), "latents")
     data = program.prepare(x)
     structure = program.structure(data)
-    if program.guide is None or not structure.dim:
+    if not structure.dim or not has_density(program, data):
         return None
     with program.evaluating():
         guide = program.guide_density(data)

@@ -31,7 +31,9 @@ from amortize.study.tower import by_richness, tower
 
 __all__ = ["Extras", "Ledger", "ledger_from", "summarise"]
 
-BOUNDLESS = ("point",)
+POINT = "point"
+"""What a guide is called that is a Delta: it has no density, hence no ELBO."""
+BOUNDLESS = (POINT,)
 """Families whose value is no bound on log p(x), and so no rung."""
 
 
@@ -45,7 +47,8 @@ class Ledger:
         A row a datapoint: log_evidence, elbo_guide, elbo_<family>, inference_gap, approximation_gap,
         amortization_gap (nats), khat and ess of the guide's importance weights, then the Monte Carlo standard
         error ``<column>_se`` of each but the last two. A value that isn't finite marks a datapoint that
-        failed there. Without a guide: log_evidence, elbo_<family>, approximation_gap and their errors.
+        failed there. Without a guide, or with one that is a point: log_evidence, elbo_<family>, approximation_gap and
+        their errors.
     summary
         A row for each of these columns: mean over the datapoints where it is finite, se (over datapoints: a
         paired standard error for the gaps), mc_se (Monte Carlo alone; NaN where one is unknown), num_failed (how
@@ -53,7 +56,7 @@ class Ledger:
     advice
         One or two sentences.
     guide_family
-        "mean-field", "low-rank", "full-covariance" or "other"; "none" without a guide.
+        "mean-field", "low-rank", "full-covariance" or "other"; "none" without a guide, "point" where it is one.
     families
         The families that were fitted, from poor to rich.
     evidence, local
@@ -208,11 +211,11 @@ def ledger_from(  # noqa: PLR0913 (a part each)
         Log evidence of N datapoints.
     importance
         Importance sampling from the guide on the same datapoints: its log weights (S, N) give the guide's
-        ELBO. None where there is no guide: then the gap is that of the best fitted posterior alone.
+        ELBO. None where there is no guide, or one that is a point: then the gap is that of the best fitted posterior.
     local
         Local posteriors by family, on the same datapoints.
     guide_family
-        The guide's family, or None where it isn't known.
+        The guide's family, "point" where it has no density, or None where it isn't known.
     settings
         Kept in the ledger, with ``reference``, ``num_unconverged`` and ``all_discrete`` added.
     all_discrete
@@ -232,7 +235,7 @@ def ledger_from(  # noqa: PLR0913 (a part each)
     if labels is not None:
         read_labels(labels, len(evidence.log_evidence))
     unconverged = {name: int(np.sum(~np.asarray(part.converged, dtype=bool))) for name, part in local.items()}
-    if importance is None:
+    if importance is None and guide_family != POINT:
         guide_family = "none"
     own = guide_family if guide_family in local else None
     table = gap_table(evidence, importance, local, own)
@@ -261,7 +264,8 @@ def ledger_from(  # noqa: PLR0913 (a part each)
         unaided=dict(extras.unaided),
         training=extras.training,
     )
-    return ledger.with_clues(replace(_of_splits(ledger.splits), multimodal=extras.multimodal))
+    clues = replace(_of_splits(ledger.splits), multimodal=extras.multimodal, point=guide_family == POINT)
+    return ledger.with_clues(clues)
 
 
 def _of_splits(splits: pd.DataFrame | None) -> Clues:

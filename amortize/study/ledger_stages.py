@@ -18,7 +18,7 @@ from amortize.study.cost import TrainingCost
 from amortize.study.gaps import Ledger, ledger_from, training_rows, unaided_family
 from amortize.study.guide_family import guide_family
 from amortize.study.latents import COLUMNS, latents
-from amortize.study.ledger import Extras
+from amortize.study.ledger import POINT, Extras
 from amortize.study.methods import method_of
 from amortize.study.pipeline import Part, Pipeline, data_hash_of
 from amortize.study.probes import probe
@@ -71,7 +71,11 @@ def _ledger(pipeline: Pipeline, measured: Measured, extras: Extras) -> Ledger:
     }
     if pipeline.left_out and measured.local:
         settings["left_out"] = f"{', '.join(pipeline.left_out)}, in one dimension the same as mean-field"
-    family = None if measured.importance is None or not measured.local else guide_family(program, pipeline.data)
+    family = None
+    if program.guide is not None and not pipeline.prepared.guided:
+        family = POINT
+    elif measured.importance is not None and measured.local:
+        family = guide_family(program, pipeline.data)
     if family in pipeline.left_out:
         family = "mean-field"
     return ledger_from(
@@ -84,16 +88,16 @@ def _ledger(pipeline: Pipeline, measured: Measured, extras: Extras) -> Ledger:
 
 
 def _on_training_data(pipeline: Pipeline) -> Ledger | None:
-    """The ledger on some of the training datapoints; None where the study asks for none, or there is no guide."""
+    """The ledger on some of the training datapoints; None where the study asks for none, or no guide has an ELBO."""
     num, data = pipeline.study.ledger.num_train, pipeline.prepared.train
-    if num is None or pipeline.program.guide is None:
+    if num is None or not pipeline.prepared.guided:
         return None
     rows = training_rows(data, min(num, data.num_datapoints), seed=pipeline.seed("training rows"))
     return _ledger(pipeline, measure(pipeline, Part("train ", data.rows(rows))), Extras())
 
 
 def _latents(pipeline: Pipeline) -> pd.DataFrame | None:
-    if pipeline.program.guide is None or not pipeline.program.dim(pipeline.data):
+    if not pipeline.prepared.guided or not pipeline.program.dim(pipeline.data):
         return None
     seed = pipeline.seed("latents")
 
@@ -108,7 +112,7 @@ def _latents(pipeline: Pipeline) -> pd.DataFrame | None:
 
 def _training_cost(pipeline: Pipeline, fitted: Fitted | None) -> TrainingCost | None:
     """What the training took, and a pass of the guide; kept, since a clock gives another number each time."""
-    if pipeline.program.guide is None:
+    if not pipeline.prepared.guided:
         return None
 
     def compute() -> TrainingCost:
@@ -127,7 +131,7 @@ def _with_unaided(pipeline: Pipeline, ledger: Ledger) -> Ledger:
 
 
 def _with_clues(pipeline: Pipeline, ledger: Ledger) -> Ledger:
-    if pipeline.program.guide is None or not pipeline.study.ledger.probes:
+    if not pipeline.prepared.guided or not pipeline.study.ledger.probes:
         return ledger
     table = {str(name): column.to_numpy(dtype=np.float64) for name, column in ledger.table.items()}
     train = pipeline.prepared.train

@@ -21,6 +21,7 @@ from amortize.inference.families.family import Problem
 from amortize.inference.starts import GuideStart, PriorStart
 from amortize.program.data import Data
 from amortize.program.density import LogJoint
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.random import stream_seed
 
@@ -59,9 +60,9 @@ def share_multimodal(program: Program, data: Data, *, seed: int) -> float:
 
 
 def _starts(program: Program, log_joint: LogJoint, data: Data, seed: int) -> Tensor:
-    """Draws to begin at, (M, n, D): of the prior, and of the guide where there is one."""
+    """Draws to begin at, (M, n, D): of the prior, and of the guide where it has a density."""
     sources: list[PriorStart | GuideStart] = [PriorStart(log_joint)]
-    if program.guide is not None:
+    if has_density(program, data):
         sources.append(GuideStart(program.guide_density(data)))
     count = NUM_STARTS // len(sources)
     folded = data.fold(count)

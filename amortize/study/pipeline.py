@@ -162,8 +162,8 @@ class Pipeline:
         )
 
     def importance(self, part: Part | None = None) -> Evidence | None:
-        """Importance weights of the guide's draws: its ELBO, k-hat and effective sample size; None without a guide."""
-        if self.program.guide is None:
+        """Importance weights of the guide's draws: its ELBO, k-hat, effective sample size. None without a density."""
+        if not self.prepared.guided:
             return None
         method = ImportanceSampling(self.study.evidence.num_draws)
         discrete = guide_treatment(self.program, self.data)
@@ -174,7 +174,7 @@ class Pipeline:
         spec = self.study.evidence
         same = spec.method == "importance" and spec.error == "monte-carlo" and spec.start != "prior"
         if same and guide_treatment(self.program, self.data) is None:
-            assert importance is not None  # prepare refuses importance sampling without a guide
+            assert importance is not None  # prepare refuses importance sampling without a guide to draw from
             return importance
         return self._measure("evidence", method_of(spec), spec.start, part or self.evaluated, error=spec.error)
 
@@ -233,7 +233,7 @@ class Pipeline:
 
         def compute() -> dict[str, NDArray[Any]]:
             seed, device = self.seed("draws"), self.study.device
-            if self.program.guide is None:  # the richest of the fitted posteriors stands in for it
+            if not self.prepared.guided:  # the richest of the fitted posteriors stands in for it
                 own = list(local.values())[-1].draws(num_draws, seed=seed)
             else:
                 own = posterior(self.program, self.data, num_draws=num_draws, seed=seed, device=device)
@@ -249,7 +249,7 @@ class Pipeline:
             return {f"{group}/{site}": array for group, sites in groups.items() for site, array in sites.items()}
 
         source: Any = "guide"
-        if self.program.guide is None:
+        if not self.prepared.guided:
             source = {name: part.settings | part.family_settings for name, part in local.items()}
         inputs = self.depends("draws", {"num_draws": num_draws, "source": source})
         return self.stages.run("draws", inputs, arrays_codec(), compute)

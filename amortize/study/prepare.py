@@ -21,6 +21,7 @@ from amortize.program.check import CheckReport, verify_finite
 from amortize.program.data import Data
 from amortize.program.device import checked_device
 from amortize.program.discover import run_recorded
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.program.simulate import to_front
 from amortize.random import pyro_rng, stream_seed
@@ -42,7 +43,8 @@ class Prepared:
     """A program and its data, checked against each other; ``program_hash`` stands for how it was made.
 
     ``labels`` (N,) are those of the evaluated datapoints by which gaps are told apart, or None. ``objective`` is the
-    model's own if it is of the zoo, else "auto".
+    model's own if it is of the zoo, else "auto". ``guided`` says whether there is a guide with an ELBO, which a
+    point has not.
     """
 
     program: Program
@@ -53,6 +55,7 @@ class Prepared:
     labels: NDArray[Any] | None
     program_hash: str
     objective: str | Objective
+    guided: bool
 
 
 def prepare(study: Study) -> Prepared:
@@ -73,13 +76,14 @@ def prepare(study: Study) -> Prepared:
     objective: str | Objective = "auto"
     if program is None:
         program, objective = _built_in(study, split.train)
-    _check_start(study, program)
     path = split_target(study.program.target)[0] if is_program_file(study.program.target) else None
     train, evaluated = (_data(program, part, device, path) for part in (split.train, split.evaluated))
     validation = None if split.validation is None else _data(program, split.validation, device, path)
     require_contract(program, evaluated, path)
+    guided = has_density(program, evaluated)
+    _check_start(study, program, guided)
     labels = labels_of(study.ledger.labels, split, evaluated)
-    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path), objective)
+    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path), objective, guided)
 
 
 def load_program(target: str, *, settings: dict[str, Any] | None = None, seed: int = 0) -> Program:
@@ -181,7 +185,7 @@ def require_contract(program: Program, data: Data, path: Path | None = None) -> 
     with _running(data, path), program.evaluating():
         verify_finite(program, data)
         if program.guide is not None:
-            program.guide_density(data)
+            program.guide_density(data, points=True)
 
 
 def check_target(target: str, data: str | Path) -> tuple[str, CheckReport]:
@@ -229,15 +233,16 @@ def observed(program: Program, data: Data) -> dict[str, NDArray[Any]]:
     return {name: to_front(messages[name]["value"], messages[name], structure.plate) for name in structure.observed}
 
 
-def _check_start(study: Study, program: Program) -> None:
-    if program.guide is not None:
+def _check_start(study: Study, program: Program, guided: bool) -> None:
+    if guided:
         return
+    none, no = ("the program has none", "the program has no guide")
+    if program.guide is not None:
+        none = no = "the program's is a point, which has no density"
     if study.evidence.method == "importance":
-        raise SpecError(
-            "evidence.method: 'importance' draws from a guide, but the program has none. Use 'ais' or 'auto'"
-        )
+        raise SpecError(f"evidence.method: 'importance' draws from a guide, but {none}. Use 'ais' or 'auto'")
     if study.evidence.start == "guide":
-        raise SpecError("evidence.start: 'guide', but the program has no guide. Use 'prior', or leave it out")
+        raise SpecError(f"evidence.start: 'guide', but {no}. Use 'prior', or leave it out")
 
 
 def _program_hash(study: Study, path: Path | None) -> str:

@@ -19,6 +19,7 @@ from amortize.inference.importance import ImportanceSampling
 from amortize.inference.local import fit_local
 from amortize.inference.method import Method
 from amortize.program.data import Data
+from amortize.program.points import has_density
 from amortize.program.program import Program
 from amortize.random import stream_seed
 from amortize.study.findings import NUM_SE
@@ -38,7 +39,7 @@ def measure_twice(
     Importance sampling is left as it is: where it begins is what it is asked about.
     """
     first = evidence(program, data, method=method, seed=seed, device=device)
-    if program.guide is None or not program.structure(data).dim or isinstance(method, ImportanceSampling):
+    if isinstance(method, ImportanceSampling) or not program.structure(data).dim or not has_density(program, data):
         return first, math.nan
     share = share_multimodal(program, data, seed=stream_seed(seed, "modes"))
     if not share >= SOME:

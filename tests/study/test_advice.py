@@ -12,6 +12,7 @@ import pytest
 from amortize.report.words import uncertain
 from amortize.study import advice as advice_module
 from amortize.study.advice import advise
+from amortize.study.causes import Clues
 from amortize.study.findings import NEGLIGIBLE, NUM_SE, Finding, examine
 
 N = 200
@@ -126,6 +127,9 @@ def test_without_a_guide_nothing_is_said_of_one():
     assert "loses no more than noise," in advise(
         table.assign(approximation_gap=np.tile([0.1, -0.1], N // 2)), reference=None
     )
+    point = advise(table, reference=None, clues=Clues(point=True))
+    assert point.startswith("The guide is a point, which has no density and hence no ELBO: log p(x) is")
+    assert "There is no guide" not in point
     impossible = table.assign(approximation_gap=table["approximation_gap"] - 2)
     assert "below the ELBO of the best Gaussian posteriors" in advise(impossible, reference=None)
     assert "All 200 datapoints failed" in advise(table * np.nan, reference=None)

@@ -46,6 +46,7 @@ CASES = {
     "generalises": (AMORTIZATION, dataclasses.replace(OVERFITTED, generalisation=0.2), "encoder"),
     "a noisy split": (AMORTIZATION, dataclasses.replace(OVERFITTED, generalisation_se=0.9), "encoder"),
     "nothing, whatever the split": (planted(0.02, 0.03), OVERFITTED, "nothing"),
+    "a point": (VERDICTS["guideless"][0], Clues(point=True), "point-guide"),
     "the family, whatever the split": (APPROXIMATION, OVERFITTED, "family"),
 }
 

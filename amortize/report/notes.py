@@ -39,8 +39,8 @@ def _of_gaps(document: Mapping[str, Any]) -> Iterator[str]:
         stand_in = f" Posterior draws in the tree are of the family {families[-1]}." if families else ""
         yield (
             "The guide is a point, one code for each datapoint, as a deterministic autoencoder's is. It has no "
-            "density, hence no ELBO, no importance weights and no gaps of its own; its reconstructions are shown, and log "
-            f"p(x) and the fitted posteriors judge the model.{stand_in}"
+            "density, hence no ELBO, no importance weights and no gaps of its own; its reconstructions are shown, and "
+            f"log p(x) and the fitted posteriors judge the model.{stand_in}"
         )
     if families and family not in (*families, *WITHOUT_ELBO):
         yield (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def prepare(study: Study) -> Prepared:
     objective: str | Objective = "auto"
     if program is None:
         program, objective = _built_in(study, split.train)
+    if program.whole:  # what was held out is one datapoint
+        split = replace(split, rows=np.zeros(1, dtype=np.int64), labels=None)
     path = split_target(study.program.target)[0] if is_program_file(study.program.target) else None
     train, evaluated = (_data(program, part, device, path) for part in (split.train, split.evaluated))
     validation = None if split.validation is None else _data(program, split.validation, device, path)
@@ -158,7 +160,7 @@ def _built_in(study: Study, train: Any) -> tuple[Program, str | Objective]:
             )
     if "seed" in inspect.signature(builder).parameters:
         settings = {**settings, "seed": stream_seed(study.seed, "study", "program")}
-    if isinstance(train, dict):
+    if isinstance(train, dict) and MODELS[name].data != "labelled":
         raise DataError(f"data: {name} takes one array, got {', '.join(train)}")
     try:
         model = builder(train, **settings)

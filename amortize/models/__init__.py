@@ -7,6 +7,7 @@ from amortize.models.autoencoder import Autoencoder
 from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
+from amortize.models.flow_guide_vae import FlowGuideVAE
 from amortize.models.gaussian_mixture import GaussianMixture
 from amortize.models.gaussian_vae import GaussianVAE
 from amortize.models.item_response import ItemResponse
@@ -33,6 +34,7 @@ __all__ = [
     "BernoulliVAE",
     "DiffusedVAE",
     "FactorAnalysis",
+    "FlowGuideVAE",
     "GaussianMixture",
     "GaussianVAE",
     "ImportanceWeightedVAE",
@@ -111,5 +113,6 @@ MODELS: dict[str, ModelEntry] = {
         data="labelled",
         fit={"learning_rate": 3e-2, "schedule": "cosine", "num_steps": 500},
     ),
+    "flow-guide-vae": ModelEntry("Bernoulli VAE whose guide is a flow, or has a full covariance", FlowGuideVAE),
 }
 """The models by name; adding one is adding a line."""

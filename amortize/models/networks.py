@@ -77,11 +77,16 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     @property
-    def last_bias(self) -> nn.Parameter:
-        """Bias of the output layer."""
+    def last(self) -> nn.Linear:
+        """The output layer."""
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
-        return last.bias
+        return last
+
+    @property
+    def last_bias(self) -> nn.Parameter:
+        """Bias of the output layer."""
+        return self.last.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (..., sizes[0]) to (..., sizes[-1])."""

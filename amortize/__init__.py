@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from amortize import data as data
     from amortize import models as models
+    from amortize.inference.adversarial import Adversary as Adversary
     from amortize.inference.aggressive import Aggressive as Aggressive
     from amortize.inference.ais import AIS as AIS
     from amortize.inference.amcvae import AMCVAE as AMCVAE
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from amortize.inference.local import LocalPosterior as LocalPosterior
     from amortize.inference.local import fit_local as fit_local
     from amortize.inference.mala import MALA as MALA
+    from amortize.inference.mmd import MMD as MMD
     from amortize.inference.posterior import posterior as posterior
     from amortize.inference.refinement import Refinement as Refinement
     from amortize.inference.refinement import refine as refine
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AIS": "amortize.inference.ais",
     "AMCVAE": "amortize.inference.amcvae",
+    "Adversary": "amortize.inference.adversarial",
     "Aggressive": "amortize.inference.aggressive",
     "Comparison": "amortize.study.compare",
     "Coupling": "amortize.inference.families.flow",
@@ -94,6 +97,7 @@ _HOMES = {
     "LowRank": "amortize.inference.families.low_rank",
     "MALA": "amortize.inference.mala",
     "MCD": "amortize.inference.annealed_objectives",
+    "MMD": "amortize.inference.mmd",
     "Mixture": "amortize.inference.families.mixture",
     "Program": "amortize.program.program",
     "Refinement": "amortize.inference.refinement",
@@ -132,8 +136,10 @@ __all__ = [
     "LMCVAE",
     "MALA",
     "MCD",
+    "MMD",
     "SMC",
     "ULA",
+    "Adversary",
     "Aggressive",
     "Annealed",
     "Auto",

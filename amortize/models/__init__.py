@@ -8,6 +8,7 @@ from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.factor_analysis import FactorAnalysis
 from amortize.models.flow_guide_vae import FlowGuideVAE
+from amortize.models.flow_prior_vae import FlowPriorVAE
 from amortize.models.gaussian_mixture import GaussianMixture
 from amortize.models.gaussian_vae import GaussianVAE
 from amortize.models.item_response import ItemResponse
@@ -22,19 +23,25 @@ from amortize.models.networks import MLP
 from amortize.models.poisson_factors import PoissonFactors
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
+from amortize.models.vampprior_vae import VampPriorVAE
+from amortize.models.wae_gan import AdversarialWAE
+from amortize.models.wae_mmd import DiscrepancyWAE
 from amortize.models.zoo import ModelEntry, ZooModel
 
 __all__ = [
     "MLP",
     "MODELS",
     "VAE",
+    "AdversarialWAE",
     "AnnealedVAE",
     "Autoencoder",
     "BayesianRegression",
     "BernoulliVAE",
     "DiffusedVAE",
+    "DiscrepancyWAE",
     "FactorAnalysis",
     "FlowGuideVAE",
+    "FlowPriorVAE",
     "GaussianMixture",
     "GaussianVAE",
     "ImportanceWeightedVAE",
@@ -48,6 +55,7 @@ __all__ = [
     "NormalInverseGamma",
     "PoissonFactors",
     "UnknownGaussian",
+    "VampPriorVAE",
     "ZooModel",
 ]
 
@@ -114,5 +122,17 @@ MODELS: dict[str, ModelEntry] = {
         fit={"learning_rate": 3e-2, "schedule": "cosine", "num_steps": 500},
     ),
     "flow-guide-vae": ModelEntry("Bernoulli VAE whose guide is a flow, or has a full covariance", FlowGuideVAE),
+    "vampprior-vae": ModelEntry("VAE whose prior is a mixture of its encoder's posteriors", VampPriorVAE),
+    "flow-prior-vae": ModelEntry("Bernoulli VAE with a normalizing flow as its prior", FlowPriorVAE),
+    "wae-mmd": ModelEntry(
+        "Wasserstein autoencoder: all codes together drawn to the prior by a discrepancy",
+        DiscrepancyWAE,
+        fit={"schedule": "cosine"},
+    ),
+    "wae-gan": ModelEntry(
+        "Wasserstein autoencoder: all codes together made to pass for the prior by an adversary",
+        AdversarialWAE,
+        fit={"schedule": "cosine"},
+    ),
 }
 """The models by name; adding one is adding a line."""

@@ -1,0 +1,79 @@
+r"""The Wasserstein autoencoder with an adversary: the codes of all data together should pass for the prior.
+
+.. math:: \min \; E[-\log p(x | f(x))] + w \, E[-\log \sigma(D(f(x)))]
+
+with f the encoder, a point, and D an adversary that learns to tell codes from draws of N(0, I): `amortize.Adversary`.
+Letters: N datapoints, X
+features, D latents. Source: Tolstikhin et al. (2018), "Wasserstein auto-encoders", https://arxiv.org/abs/1711.01558,
+whose cost is a squared distance; here it is the pixels' cross entropy, so that evidence can be compared with that of
+other models of binary data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, final
+
+from amortize.inference.adversarial import Adversary
+from amortize.inference.beta import BetaELBO
+from amortize.models.point_parts import Columns, Point
+from amortize.models.vae import VAE, StandardNormal, matrix_of
+from amortize.models.vae_parts import NetworkKind, bernoulli_decoder, reading
+from amortize.random import generator
+
+__all__ = ["AdversarialWAE"]
+
+
+@final
+class AdversarialWAE(VAE):
+    """Site ``z`` (N, D), a point; observed site ``x`` (N, X), zeros and ones.
+
+    Examples
+    --------
+    >>> import torch, amortize as am
+    >>> x = torch.eye(6)
+    >>> wae = am.models.AdversarialWAE.from_data(x, latent_dim=2, hidden=(8,))
+    >>> am.fit(wae.program(), x, objective=wae.objective, num_steps=5).bound
+    'distortion + 0 rate + adversary, no bound'
+    """
+
+    @classmethod
+    def from_data(
+        cls,
+        x: Any,
+        *,
+        latent_dim: int = 8,
+        hidden: Sequence[int] | None = None,
+        network: NetworkKind = "mlp",
+        weight: float = 10.0,
+        seed: int = 0,
+    ) -> Self:
+        """A model for binary data, begun at their means.
+
+        Parameters
+        ----------
+        x
+            Training data of zeros and ones, (N, X).
+        latent_dim, hidden, network
+            D and the networks, as for `BernoulliVAE`.
+        weight
+            Nats a datapoint for a nat of deception.
+        seed
+            Of the initial weights.
+
+        Raises
+        ------
+        DataError
+            ``x`` is not a matrix of zeros and ones, or its rows are all alike.
+        ArgumentError
+            Settings that don't fit.
+        """
+        data = matrix_of(x, binary=True)
+        stream = generator(seed, "encoder")
+        code = reading(data.shape[1], latent_dim, network=network, hidden=hidden, generator=stream)
+        return cls(
+            prior=StandardNormal(latent_dim),
+            decoder=bernoulli_decoder(data, latent_dim, network=network, hidden=hidden, seed=seed),
+            encoder=Point(code, Columns.of(data)),
+            objective=BetaELBO(beta=0.0, penalties=(Adversary(weight=weight),)),
+        )

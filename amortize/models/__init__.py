@@ -21,6 +21,7 @@ from amortize.models.mcd_vae import DiffusedVAE
 from amortize.models.negative_binomial_factors import NegativeBinomialFactors
 from amortize.models.networks import MLP
 from amortize.models.poisson_factors import PoissonFactors
+from amortize.models.sparse_autoencoder import SparseAutoencoder
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
 from amortize.models.vampprior_vae import VampPriorVAE
@@ -54,6 +55,7 @@ __all__ = [
     "NegativeBinomialFactors",
     "NormalInverseGamma",
     "PoissonFactors",
+    "SparseAutoencoder",
     "UnknownGaussian",
     "VampPriorVAE",
     "ZooModel",
@@ -78,6 +80,12 @@ MODELS: dict[str, ModelEntry] = {
         Autoencoder,
         data="real",
         fit={"learning_rate": 5e-3, "schedule": "exponential"},
+    ),
+    "sparse-autoencoder": ModelEntry(
+        "Sparse autoencoder: a Laplace prior under a point guide, with or without rectifiers",
+        SparseAutoencoder,
+        data="real",
+        fit={"learning_rate": 1e-2, "schedule": "exponential"},
     ),
     "iwae": ModelEntry("Importance-weighted autoencoder: a bound of K weighed draws", ImportanceWeightedVAE),
     "l-mcvae": ModelEntry(

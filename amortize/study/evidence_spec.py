@@ -56,7 +56,9 @@ class EvidenceSpec(Table):
         default=None, description="most gradients that auto spends on a datapoint (not set: 200000)"
     )
     start: Literal["guide", "prior"] | None = Field(
-        default=None, description="where chains and draws start (not set: the guide if there is one)"
+        default=None,
+        description="where chains and draws start (not set: the guide; posteriors"
+        " fitted to each datapoint where it is a point; the prior where there is none)",
     )
     num_draws: Annotated[int, Field(ge=2)] = Field(
         default=1000,

@@ -35,7 +35,7 @@ from amortize.study.guide_family import GuideFamily, read_guide_family
 from amortize.study.latents import latents
 from amortize.study.ledger import BOUNDLESS, POINT, Extras, Ledger, ledger_from, summarise
 from amortize.study.probes import probe
-from amortize.study.second_start import measure_twice
+from amortize.study.second_start import beginning, measure_twice
 from amortize.study.splits import read_labels
 from amortize.study.tower import by_richness
 
@@ -147,7 +147,8 @@ class _Run:
         all_discrete = not program.structure(data).dim
         families = {} if all_discrete else _with_rank(self.families, own)  # there is none to fit
         local = {name: fit_local(program, data, family=family, **options) for name, family in families.items()}
-        measured, multimodal = measure_twice(program, data, method=self.method, **options)
+        start = beginning(program, data, local)
+        measured, multimodal = measure_twice(program, data, method=self.method, start=start, **options)
         extras = replace(
             extras,
             latents=latents(program, data, seed=self.seed),

@@ -22,6 +22,7 @@ from amortize.study.ledger import POINT, Extras
 from amortize.study.methods import method_of
 from amortize.study.pipeline import Part, Pipeline, data_hash_of
 from amortize.study.probes import probe
+from amortize.study.second_start import beginning
 from amortize.study.stages import arrays_codec, dataclass_codec
 
 __all__ = ["Measured", "measure", "study_ledger"]
@@ -39,7 +40,8 @@ def measure(pipeline: Pipeline, part: Part) -> Measured:
     """Run the stages behind the gaps on some datapoints."""
     local = {name: pipeline.local(family, part) for name, family in pipeline.families.items()}
     importance = pipeline.importance(part)
-    return Measured(pipeline.evidence(importance, part), importance, local)
+    start = beginning(pipeline.program, part.data, local)
+    return Measured(pipeline.evidence(importance, part, start=start), importance, local)
 
 
 def study_ledger(pipeline: Pipeline, measured: Measured, fitted: Fitted | None) -> Ledger:

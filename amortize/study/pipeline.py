@@ -169,14 +169,17 @@ class Pipeline:
         discrete = guide_treatment(self.program, self.data)
         return self._measure("guide", method, "guide", part or self.evaluated, discrete=discrete)
 
-    def evidence(self, importance: Evidence | None, part: Part | None = None) -> Evidence:
-        """Log p(x) of each datapoint of a part (the evaluated one), as the spec says."""
+    def evidence(
+        self, importance: Evidence | None, part: Part | None = None, *, start: LocalPosterior | None = None
+    ) -> Evidence:
+        """Log p(x) of each datapoint of a part (the evaluated one), as the spec says; else from ``start``."""
         spec = self.study.evidence
         same = spec.method == "importance" and spec.error == "monte-carlo" and spec.start != "prior"
         if same and guide_treatment(self.program, self.data) is None:
             assert importance is not None  # prepare refuses importance sampling without a guide to draw from
             return importance
-        return self._measure("evidence", method_of(spec), spec.start, part or self.evaluated, error=spec.error)
+        begin = spec.start or start
+        return self._measure("evidence", method_of(spec), begin, part or self.evaluated, error=spec.error)
 
     def sandwich(self) -> Sandwich | None:
         """Both sides of log p(x) on data simulated from the model in the shape of those evaluated, if asked for."""
@@ -204,8 +207,11 @@ class Pipeline:
             codec = dataclass_codec(Sandwich, live={"data": SIMULATED})
             return self.stages.run("sandwich", self.depends("sandwich", settings), codec, compute)
 
-    def _measure(self, name: str, method: Method, start: str | None, part: Part, **options: Any) -> Evidence:
-        settings = {"method": type(method).__name__, **method.settings(), "start": start, **options}
+    def _measure(
+        self, name: str, method: Method, start: str | LocalPosterior | None, part: Part, **options: Any
+    ) -> Evidence:
+        begin = start.settings | start.family_settings if isinstance(start, LocalPosterior) else start
+        settings = {"method": type(method).__name__, **method.settings(), "start": begin, **options}
         name = f"{part.prefix}{name}"
 
         def compute() -> Evidence:

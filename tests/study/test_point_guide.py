@@ -55,7 +55,10 @@ def test_the_evidence_and_the_families_are_those_of_the_model() -> None:
     np.testing.assert_allclose(ledger.table["elbo_full_covariance"], truth, rtol=0.0, atol=1e-3)
     ratio = np.exp(ledger.table["log_evidence"].to_numpy() - truth)  # unbiased for 1
     assert abs(ratio.mean() - 1) < z_value() * ratio.std(ddof=1) / 4
-    assert ledger.evidence.start == "prior"
+    assert ledger.evidence.start == "local posterior"  # the best that was fitted: the exact one
+    alone = am.gaps(program, x, families=(), method=METHOD)
+    assert alone.evidence.start == "prior"
+    assert alone.evidence.se.mean() > ledger.evidence.se.mean()
     assert ledger.train is not None
     assert ledger.train.guide_family == "point"
 

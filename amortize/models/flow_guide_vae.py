@@ -5,8 +5,8 @@ r"""A variational autoencoder whose guide has correlations: a full covariance, o
 The encoder network gives m, L and the context h of the flow T (see ``flows``). L is lower triangular for
 "full-covariance" and "spline", and diagonal for "iaf" and "coupling". Each guide begins as a mean-field Gaussian.
 Letters: N datapoints, X features, D latents, H context. Sources: Rezende and Mohamed (2015), "Variational inference
-with normalizing flows", https://arxiv.org/abs/1505.05770; Kingma et al. (2016), "Improved variational inference with inverse
-autoregressive flow", https://arxiv.org/abs/1606.04934.
+with normalizing flows", https://arxiv.org/abs/1505.05770; Kingma et al. (2016), "Improved variational inference with
+inverse autoregressive flow", https://arxiv.org/abs/1606.04934.
 """
 
 from __future__ import annotations

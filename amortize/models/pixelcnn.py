@@ -86,7 +86,7 @@ class PixelCNN(nn.Module):
         self.code = MLP(sizes, generator=gen)
         self.window = seeded_linear(2 * self.sight * (self.sight + 1), channels, generator=gen) if self.sight else None
         self.entry = seeded_linear(CONTEXT, channels, generator=gen)
-        self.mixing = nn.ModuleList(seeded_linear(channels, channels, generator=gen) for _ in range(2))
+        self.mixing = seeded_linear(channels, channels, generator=gen)
         self.exit = seeded_linear(channels, 1, generator=gen)
         self.bias = nn.Parameter(torch.zeros(side * side))
 
@@ -129,9 +129,8 @@ class PixelCNN(nn.Module):
         return found.flatten(2).transpose(1, 2).reshape(*x.shape, self.channels)
 
     def _after(self, h: Tensor) -> Tensor:
-        """Residual layers of each pixel by itself, (..., C) to logits (...)."""
-        for layer in self.mixing:
-            h = h + layer(silu(h))
+        """Two layers of each pixel by itself, the first residual: (..., C) to logits (...)."""
+        h = h + self.mixing(silu(h))
         logits: Tensor = self.exit(silu(h)).squeeze(-1)
         return logits
 

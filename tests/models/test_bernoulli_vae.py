@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
 
+import amortize as am
 from amortize.errors import ArgumentError, DataError
-from amortize.models import BernoulliVAE
+from amortize.models import BernoulliVAE, ImportanceWeightedVAE
 from amortize.random import pyro_rng
+from tests.statistics import z_value
+from tests.vaes import digits, rates_of
 
 
 @pytest.fixture
@@ -73,3 +77,55 @@ def test_sizes_must_be_positive(sizes):
 def test_data_that_are_not_binary_are_refused(bad):
     with pytest.raises(DataError, match="zeros and ones"):
         BernoulliVAE.from_data(bad)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv", "residual"])
+def test_networks_begin_at_the_data_s_mean_and_keep_the_contract(network):
+    x, _ = digits()
+    vae = BernoulliVAE.from_data(x, latent_dim=3, network=network)
+    with torch.no_grad():
+        torch.testing.assert_close(vae.decoder(torch.zeros(1, 3))[0], vae.decoder.last_bias.detach())
+    torch.testing.assert_close(vae.decoder.last_bias.sigmoid(), (x.sum(0) + 0.5) / (len(x) + 1))
+    report = vae.program().check(x[:8])
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_the_divergence_in_closed_form_is_that_of_draws(network):
+    x, held_out = digits()
+    vae = BernoulliVAE.from_data(x, latent_dim=3, hidden=(8,), network=network)
+    with torch.no_grad():
+        vae.encoder.network.last.weight.mul_(4.0)  # codes that say something
+    said, drawn = rates_of(vae.program(), held_out[:16], 1000)
+    se = drawn.std(0, ddof=1) / 1000**0.5
+    z = z_value(16)
+    assert np.all(np.abs(said - drawn.mean(0)) < z * se)
+    too_little = 0.5 * said  # a divergence without its second half
+    assert not np.all(np.abs(too_little - drawn.mean(0)) < z * se)
+
+
+def test_names_of_weights_stay_what_saved_states_call_them():
+    names = set(BernoulliVAE(12, 3, hidden=(8,)).state_dict())
+    assert names == {
+        f"{part}.{at}.{kind}"
+        for part in ("encoder.network.layers", "decoder.layers")
+        for at in (0, 2)
+        for kind in ("weight", "bias")
+    }
+
+
+def test_its_kin_made_of_three_parts_begin_as_the_same_vae():
+    x, held_out = digits()
+    whole = BernoulliVAE.from_data(x, latent_dim=3, seed=4)
+    parts = ImportanceWeightedVAE.from_data(x, latent_dim=3, seed=4)
+    one, other = (
+        am.evidence(vae.program(), held_out[:4], method=am.ImportanceSampling(num_draws=20)) for vae in (whole, parts)
+    )
+    np.testing.assert_array_equal(one.log_evidence, other.log_evidence)
+
+
+def test_convolutions_take_squares():
+    with pytest.raises(ArgumentError, match="square"):
+        BernoulliVAE.from_data(torch.eye(12), network="conv")
+    with pytest.raises(ArgumentError, match="network"):
+        BernoulliVAE.from_data(torch.eye(12), network="cnn")

@@ -6,6 +6,7 @@ from amortize.models.a_mcvae import AnnealedVAE
 from amortize.models.autoencoder import Autoencoder
 from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
+from amortize.models.denoising_autoencoder import DenoisingAutoencoder
 from amortize.models.factor_analysis import FactorAnalysis
 from amortize.models.flow_guide_vae import FlowGuideVAE
 from amortize.models.flow_prior_vae import FlowPriorVAE
@@ -17,6 +18,7 @@ from amortize.models.l_mcvae import LangevinVAE
 from amortize.models.linear_autoencoder import LinearAutoencoder
 from amortize.models.linear_gaussian import LinearGaussian
 from amortize.models.linear_regression import LinearRegression
+from amortize.models.masked_autoencoder import MaskedAutoencoder
 from amortize.models.mcd_vae import DiffusedVAE
 from amortize.models.negative_binomial_factors import NegativeBinomialFactors
 from amortize.models.networks import MLP
@@ -38,6 +40,7 @@ __all__ = [
     "Autoencoder",
     "BayesianRegression",
     "BernoulliVAE",
+    "DenoisingAutoencoder",
     "DiffusedVAE",
     "DiscrepancyWAE",
     "FactorAnalysis",
@@ -51,6 +54,7 @@ __all__ = [
     "LinearAutoencoder",
     "LinearGaussian",
     "LinearRegression",
+    "MaskedAutoencoder",
     "ModelEntry",
     "NegativeBinomialFactors",
     "NormalInverseGamma",
@@ -86,6 +90,12 @@ MODELS: dict[str, ModelEntry] = {
         SparseAutoencoder,
         data="real",
         fit={"learning_rate": 1e-2, "schedule": "exponential"},
+    ),
+    "denoising-autoencoder": ModelEntry(
+        "Denoising autoencoder: the encoder sees corrupted data in training; it learns the score",
+        DenoisingAutoencoder,
+        data="real",
+        fit={"learning_rate": 5e-3, "schedule": "exponential"},
     ),
     "iwae": ModelEntry("Importance-weighted autoencoder: a bound of K weighed draws", ImportanceWeightedVAE),
     "l-mcvae": ModelEntry(
@@ -141,6 +151,12 @@ MODELS: dict[str, ModelEntry] = {
         "Wasserstein autoencoder: all codes together made to pass for the prior by an adversary",
         AdversarialWAE,
         fit={"schedule": "cosine"},
+    ),
+    "masked-autoencoder": ModelEntry(
+        "Masked autoencoder: a transformer that fills in three quarters of the patches",
+        MaskedAutoencoder,
+        data="real",
+        fit={"learning_rate": 5e-3, "schedule": "cosine", "clip_norm": 5.0},
     ),
 }
 """The models by name; adding one is adding a line."""

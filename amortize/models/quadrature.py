@@ -24,13 +24,14 @@ POINTS = 256
 TOLERANCE = 1e-10  # nats between two grids, beside the size of the result
 NEGLIGIBLE = 45.0  # nats below the largest value: e^-45 of it
 MOST_POINTS = 2**17
+FARTHEST = 1e4
 MOST_NUMBERS = 2**24  # of a block, points times datapoints
 
 
 def log_integral(log_likelihood: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu") -> Tensor:
     """Log of the integral of a likelihood over z ~ N(0, 1), exact up to rounding where its logarithm is concave in z.
 
-    The grid grows until its ends count for nothing, and is then halved until no value changes.
+    The grid grows until its ends count for nothing, closes in on what counts, and is then halved until no value changes.
 
     Parameters
     ----------
@@ -57,44 +58,65 @@ def log_integral(log_likelihood: Callable[[Tensor], Tensor], *, device: torch.de
     >>> torch.allclose(log_integral(lambda z: normal(z, 1.0).log_prob(x)), exact)
     True
     """
-    width, points = _wide_enough(log_likelihood, device)
-    before = _trapezoidal(log_likelihood, width, points, device)
+    low, high = _window(log_likelihood, device)
+    points = POINTS
+    before = _trapezoidal(log_likelihood, low, high, points, device=device)
     while points < MOST_POINTS:
         points *= 2
-        after = _trapezoidal(log_likelihood, width, points, device)
+        after = _trapezoidal(log_likelihood, low, high, points, device=device)
         if bool(((after - before).abs() <= TOLERANCE * (1 + after.abs())).all()):
             return after
         before = after
-    raise DataError(f"x: expected likelihoods that {MOST_POINTS} points resolve over [-{width:g}, {width:g}].")
+    raise DataError(f"x: expected likelihoods that {MOST_POINTS} points resolve between {low:g} and {high:g}.")
 
 
-def _wide_enough(log_likelihood: Callable[[Tensor], Tensor], device: torch.device | str) -> tuple[float, int]:
-    """Half the width of a grid whose ends count for nothing, and its number of points."""
-    width, points = WIDTH, POINTS
-    while points < MOST_POINTS:
-        log_joint = _log_joint(log_likelihood, _grid(width, points, device))
-        ends = torch.maximum(log_joint[:, 0], log_joint[:, -1])
-        if not bool((log_joint.amax(1) - ends < NEGLIGIBLE).any()):
-            return width, points
-        width, points = 2 * width, 2 * points
-    raise DataError(f"x: expected likelihoods that fall off within {width:g} standard deviations of the prior.")
+@torch.no_grad()
+def _window(log_likelihood: Callable[[Tensor], Tensor], device: torch.device | str) -> tuple[float, float]:
+    """An interval outside which every integrand counts for nothing: widened until its ends do, then closed in."""
+    low, high = -WIDTH, WIDTH
+    while high < FARTHEST:
+        grid, counts = _counting(log_likelihood, low, high, device)
+        if not bool(counts[:, [0, -1]].any()):
+            return _closed_in(log_likelihood, low, high, device)
+        low, high = 2 * low, 2 * high
+    raise DataError(f"x: expected likelihoods that fall off within {low:g} and {high:g}.")
+
+
+def _closed_in(
+    log_likelihood: Callable[[Tensor], Tensor], low: float, high: float, device: torch.device | str
+) -> tuple[float, float]:
+    """The points that count and one on either side, again and again as long as that halves the interval."""
+    while True:
+        grid, counts = _counting(log_likelihood, low, high, device)
+        places = counts.any(0).nonzero().flatten()
+        first, last = float(grid[max(int(places[0]) - 1, 0)]), float(grid[min(int(places[-1]) + 1, POINTS)])
+        if last - first > (high - low) / 2:
+            return first, last
+        low, high = first, last
+
+
+def _counting(
+    log_likelihood: Callable[[Tensor], Tensor], low: float, high: float, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """A grid, and where on it each integrand is not negligible, (N, G)."""
+    grid = _grid(low, high, POINTS, device)
+    log_joint = _log_joint(log_likelihood, grid)
+    return grid, log_joint > log_joint.amax(1, keepdim=True) - NEGLIGIBLE
 
 
 def _trapezoidal(
-    log_likelihood: Callable[[Tensor], Tensor], width: float, points: int, device: torch.device | str
+    log_likelihood: Callable[[Tensor], Tensor], low: float, high: float, points: int, *, device: torch.device | str
 ) -> Tensor:
-    grid = _grid(width, points, device)
-    step = float(grid[1] - grid[0])
-    first = _log_joint(log_likelihood, grid[:1])
-    size = max(1, MOST_NUMBERS // len(first))
+    grid = _grid(low, high, points, device)
+    size = max(1, MOST_NUMBERS // len(log_likelihood(grid[:1])))
     parts = [grid[begin : begin + size] for begin in range(0, len(grid), size)]
     sums = [_log_joint(log_likelihood, part).logsumexp(1) for part in parts]
-    return torch.stack(sums).logsumexp(0) + math.log(step)
+    return torch.stack(sums).logsumexp(0) + math.log((high - low) / points)
 
 
 def _log_joint(log_likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return log_likelihood(z) - 0.5 * z.square() - 0.5 * math.log(2 * math.pi)
 
 
-def _grid(width: float, points: int, device: torch.device | str) -> Tensor:
-    return torch.linspace(-width, width, points + 1, dtype=torch.float64, device=device)
+def _grid(low: float, high: float, points: int, device: torch.device | str) -> Tensor:
+    return torch.linspace(low, high, points + 1, dtype=torch.float64, device=device)

@@ -44,7 +44,7 @@ class DiscrepancyWAE(VAE):
         latent_dim: int = 8,
         hidden: Sequence[int] | None = None,
         network: NetworkKind = "mlp",
-        weight: float = 100.0,
+        weight: float = 300.0,
         seed: int = 0,
     ) -> Self:
         """A model for binary data, begun at their means.

@@ -31,9 +31,7 @@ FIT = ("learning_rate", "schedule", "clip_norm", "patience")  # of a catalogue's
 
 @dataclass(frozen=True)
 class Budget:
-    """What each model gets: steps of Adam, or as many as fit into the seconds of the processor; and sizes, None for the
-    model's own.
-    """
+    """What each model gets: steps of Adam, or as many as fit into the processor's seconds; sizes (None: its own)."""
 
     steps: int = 15_000
     seconds: float = 300.0

@@ -3,7 +3,7 @@ r"""A variational autoencoder whose guide has correlations: a full covariance, o
 .. math:: q(z | x) = N(m(x), L(x) L(x)^T) \quad \text{or} \quad z = m(x) + L(x) \, T(\epsilon; h(x))
 
 The encoder network gives m, L and the context h of the flow T (see ``flows``). L is lower triangular for
-"full-covariance" and "spline", and diagonal for "iaf" and "coupling". Each guide begins as a mean-field Gaussian.
+"full-covariance" and "spline", and diagonal for "iaf" and "coupling". Each guide begins as N(m(x), I).
 Letters: N datapoints, X features, D latents, H context. Sources: Rezende and Mohamed (2015), "Variational inference
 with normalizing flows", https://arxiv.org/abs/1505.05770; Kingma et al. (2016), "Improved variational inference with
 inverse autoregressive flow", https://arxiv.org/abs/1606.04934.
@@ -132,7 +132,7 @@ class FlowEncoder(nn.Module):
         weights = generator(seed, "encoder")
         self.network = reading(data_dim, sum(self.sizes), network=network, hidden=hidden, generator=weights)
         with torch.no_grad():
-            self.network.last.weight[2 * dim : 2 * dim + num_below].zero_()
+            self.network.last.weight[dim : 2 * dim + num_below].zero_()  # of scales and what stands below them
         self.flow = None if guide == "full-covariance" else Flow(guide, dim, CONTEXT, num_layers=LAYERS, seed=seed)
         self.register_buffer("_rows", torch.tril_indices(dim, dim, -1), persistent=False)
 
@@ -150,8 +150,8 @@ class FlowEncoder(nn.Module):
         return flowing([*self.flow.transforms(context), frame], loc)
 
     def _scale_tril(self, scale: Tensor, below: Tensor) -> Tensor:
-        """L (N, D, D), from its diagonal (N, D) and what stands below it, row by row."""
+        """L (N, D, D), from its diagonal (N, D) and what stands below it, row by row, in units of the row's."""
         rows, columns = self._rows
         tril = torch.diag_embed(scale)
-        tril[..., rows, columns] = below
+        tril[..., rows, columns] = below * scale[..., rows]
         return tril

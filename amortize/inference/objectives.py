@@ -24,11 +24,12 @@ from amortize.inference.objective import Objective
 from amortize.inference.semi_amortized import SemiAmortized
 from amortize.inference.wake_sleep import WakeSleep
 from amortize.program.data import Data
+from amortize.program.direct import direct_elbo, has_paths
 from amortize.program.discover import run_recorded
 from amortize.program.points import point_sites
 from amortize.program.program import Program
 
-__all__ = ["BOUNDS", "OBJECTIVES", "loss_of", "make_objective", "name_of", "resolve_objective"]
+__all__ = ["BOUNDS", "OBJECTIVES", "is_direct", "loss_of", "make_objective", "name_of", "resolve_objective"]
 
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "elbo": Trace_ELBO,
@@ -73,11 +74,15 @@ def name_of(objective: ELBO | Objective) -> str:
     return known.get(type(objective), type(objective).__name__)
 
 
-def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
+def loss_of(objective: ELBO, program: Program, data: Data, *, direct: bool = False) -> Tensor:
     """Negative ELBO of a batch in nats, with the gradient the objective stands for.
 
-    TraceEnum_ELBO sums out every discrete site of model and guide that the user has not marked otherwise.
+    TraceEnum_ELBO sums out every discrete site of model and guide that the user has not marked otherwise. Where
+    ``direct``, and every draw has a path, Pyro's traces are left out: the numbers are the same.
     """
+    elbo = direct_elbo(program, data) if direct else None
+    if elbo is not None:
+        return -elbo
     if isinstance(objective, TraceGraph_ELBO):  # it has no differentiable_loss of its own
         parts: Any = objective._loss_and_surrogate_loss
         elbo, surrogate = parts(program.trained_model, program.guide, data.args, data.kwargs)
@@ -89,6 +94,12 @@ def loss_of(objective: ELBO, program: Program, data: Data) -> Tensor:
         mark: Any = config_enumerate
         model, guide = mark(model, "parallel"), mark(guide, "parallel")
     return cast("Tensor", differentiable.differentiable_loss(model, guide, *data.args, **data.kwargs))
+
+
+def is_direct(objective: ELBO | Objective, program: Program, data: Data) -> bool:
+    """Whether an objective is Trace_ELBO as it comes, on a guide that draws everything with a gradient."""
+    plain = type(objective) is Trace_ELBO and objective.num_particles == 1 and not objective.vectorize_particles
+    return plain and has_paths(program, data)
 
 
 def resolve_objective(objective: str | ELBO | Objective, program: Program, data: Data) -> ELBO | Objective:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from tqdm.auto import tqdm
 
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, shown
@@ -25,7 +26,7 @@ from amortize.inference.aggressive import Aggression
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objective import BatchLoss, Objective
-from amortize.inference.objectives import loss_of, make_objective, name_of, resolve_objective
+from amortize.inference.objectives import is_direct, loss_of, make_objective, name_of, resolve_objective
 from amortize.inference.starts import GuideStart
 from amortize.inference.training import Training
 from amortize.program.adopt import LOCK
@@ -168,6 +169,7 @@ class _Run:
         self.full_size: int | None = None
         self.start: GuideStart | None = None
         self.lead: Aggression | None = None
+        self.direct = False
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
@@ -194,11 +196,12 @@ class _Run:
         if isinstance(self.objective, Objective):
             self.loss = self.objective.on(self.program, data, seed=self.seed)
             parameters += list(self.loss.own_parameters())
+        self.direct = is_direct(self.objective, self.program, data)
         if self.training.aggressive is not None:
             own = [] if self.loss is None else list(self.loss.own_parameters())
             looked_at = data if valid is None else valid
             self.lead = Aggression(self.training.aggressive, self.program, looked_at, own=own, seed=self.seed)
-        optimiser = torch.optim.Adam(parameters, lr=self.training.learning_rate)
+        optimiser = _adam(parameters, self.training.learning_rate)
         batches = _batches(data, self.batch_size(data), generator(self.seed, "batches"))
         if self.training.redraw is not None:
             redraw, stream = self.training.redraw, generator(self.seed, "redraw")
@@ -212,7 +215,7 @@ class _Run:
         hidden = None if self.training.progress is None else not self.training.progress
         bar = tqdm(total=self.num_steps, desc="fit", leave=False, disable=hidden)
         try:
-            with LOCK, bar, undisturbed(), pyro_rng(self.seed, "steps"):
+            with LOCK, bar, undisturbed(), pyro_rng(self.seed, "steps"), _quiet_nan(), unvalidated():
                 for step in range(1, self.num_steps + 1):
                     row = self._step(batches, optimiser, step)
                     last = step == self.num_steps
@@ -267,20 +270,19 @@ class _Run:
     ) -> tuple[float, float]:
         """One step of all parameters but those that are held: the bound, nats a datapoint, and the gradient's norm."""
         optimiser.zero_grad(set_to_none=True)
-        with _quiet_nan(), unvalidated():
-            loss, elbo = self._loss(batch)
+        loss, elbo = self._loss(batch)
         if not loss.requires_grad:
             raise TrainingError("no parameter of the program enters its objective; there is nothing to train")
         norm = float("nan")
-        if torch.isfinite(loss):
+        if math.isfinite(float(loss.detach())):
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter in held:  # Adam passes over what has no gradient
                 parameter.grad = None
-            limit = self.training.clip_norm if self.training.clip_norm is not None else float("inf")
             parameters = optimiser.param_groups[0]["params"]
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if np.isfinite(norm):
+            norm = _gradient_norm(parameters, self.training.clip_norm)
+        if math.isfinite(norm):
             optimiser.step()
+            increment_version(parameters)  # fused, Adam leaves alone the counters that compiled graphs go by
             self.skipped = 0
         else:
             self._skip(step, float(loss.detach()))
@@ -292,7 +294,9 @@ class _Run:
             terms = self.loss(batch)
             return terms.loss, float(terms.bound.mean())
         assert isinstance(self.objective, ELBO)
-        loss = loss_of(self.objective, self.program, batch) / (self.full_size or batch.num_datapoints)
+        loss = loss_of(self.objective, self.program, batch, direct=self.direct) / (
+            self.full_size or batch.num_datapoints
+        )
         return loss, -float(loss.detach())
 
     def _skip(self, step: int, loss: float) -> None:
@@ -344,6 +348,23 @@ class _Run:
         if self.training.patience is None or self.best is None:
             return False
         return step - self.best[1] >= self.training.patience * self.training.validate_every
+
+
+def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Adam, its loop over parameters in one kernel where there is one."""
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+
+
+def _gradient_norm(parameters: list[nn.Parameter], limit: float | None) -> float:
+    """Of all gradients together; they are clipped where it is above the limit."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)
 
 
 @contextmanager

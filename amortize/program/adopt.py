@@ -42,32 +42,65 @@ class ParameterScope(nn.Module):
         self._state: Any = {"params": {}, "constraints": {}}
         self._lenders: list[nn.Module] = []
         self._pending: dict[str, Tensor] = {}
+        self._settled: dict[str, Tensor] = {}  # what was registered at the last look, by name
+        self._names: dict[Tensor, str] = {}
+        self._told: dict[str, nn.Module] = {}  # networks by the name under which they were stated since then
 
     def borrow(self, networks: nn.Module) -> None:
         """Leave the parameters of ``networks`` with them: they have an owner already."""
         self._lenders.append(networks)
+        self._settled = {}
 
     def lend_again(self, old: nn.Module, new: nn.Module) -> None:
         """Take other networks for the ones lent, forgetting the old parameters."""
         gone = {id(parameter) for parameter in old.parameters()}
         self._lenders = [lender for lender in self._lenders if lender is not old] + [new]
         self._state["params"] = {name: p for name, p in self._state["params"].items() if id(p) not in gone}
+        self._settled = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last run made nothing new."""
+        return bool(self._settled)
+
+    @contextmanager
+    def brief(self) -> Iterator[None]:
+        """Inside, ``pyro.module`` walks no network of this scope that it has walked under the same name."""
+        tell = pyro.module
+
+        def module(name: str, nn_module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+            if self._told.get(name) is not nn_module:
+                tell(name, nn_module, *args, **kwargs)
+                self._told[name] = nn_module
+            return nn_module
+
+        pyro.module = module
+        try:
+            yield
+        finally:
+            pyro.module = tell
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Swap this store for Pyro's global one, and back at the end whatever happens."""
+        """Swap this store for Pyro's global one, and back at the end whatever happens.
+
+        The store's own tables are swapped, at every step of training twice: to copy them costs more than to run.
+        """
         with LOCK:
             store = pyro.get_param_store()
-            outer = store.get_state()
-            store.clear()
-            store.set_state(self._state)
+            outer = store._params, store._param_to_name, store._constraints
+            store._params, store._constraints = self._state["params"], self._state["constraints"]
+            if not self._settled:
+                self._told = {}
+                self._names = {tensor: name for name, tensor in self._state["params"].items()}
+            store._param_to_name = self._names
             try:
                 with _NameGuard():
                     yield
             finally:
-                self._state = store.get_state()
-                store.clear()
-                store.set_state(outer)
+                self._state = {"params": store._params, "constraints": store._constraints}
+                self._names = store._param_to_name
+                store._params, store._param_to_name, store._constraints = outer
                 self._register()
 
     @property
@@ -94,6 +127,7 @@ class ParameterScope(nn.Module):
         """Drop parameters, so that the next run makes them anew."""
         for name in names:
             del self._state["params"][name], self._state["constraints"][name], self.params[_escape(name)]
+        self._settled = {}
 
     def require_settled(self) -> None:
         """Say so where restored values belong to parameters that the program never made.
@@ -110,16 +144,22 @@ class ParameterScope(nn.Module):
             )
 
     def _register(self) -> None:
+        params = self._state["params"]
+        for tensor in params.values():
+            vars(tensor).pop("unconstrained", None)  # Pyro's weak references can't be pickled
+        if len(params) == len(self._settled) and all(self._settled.get(name) is t for name, t in params.items()):
+            return
         borrowed = {id(parameter) for lender in self._lenders for parameter in lender.parameters()}
-        for name, tensor in self._state["params"].items():
+        for name, tensor in params.items():
             key = _escape(name)
             if id(tensor) in borrowed or key in self.params:
                 continue
             parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
             if key in self._pending:
                 _copy(key, self._pending.pop(key), parameter)
-            self._state["params"][name] = parameter
+            params[name] = parameter
             self.params[key] = parameter
+        self._settled, self._told = dict(params), {}
 
 
 class Adopted(nn.Module):
@@ -147,6 +187,7 @@ class Adopted(nn.Module):
         self.fills_plates = False  # plates that subsample take everything in training too
         self.per_datapoint: tuple[str, ...] = ()  # names of parameters with an entry a datapoint
         self.scale = 1.0  # that the user put over the whole program: divided out
+        self._transforms: list[Transform] | None = None
         self._function = (function,)  # in a tuple, so that a module is registered once, among the networks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -158,6 +199,7 @@ class Adopted(nn.Module):
         found = nn.ModuleList(find_modules(self.function))
         if [id(module) for module in found] == [id(module) for module in self.networks]:
             return
+        self._transforms = None
         found.load_state_dict(self.networks.state_dict())
         self.scope.lend_again(self.networks, found)
         self.networks = found
@@ -188,6 +230,11 @@ class Adopted(nn.Module):
         """Call the user's function; the global store is untouched."""
         return self._call(self.function, args, kwargs)
 
+    def briefly(self, *args: Any, **kwargs: Any) -> Any:
+        """The same, where no handler outside of it looks at parameters (`ParameterScope.brief`)."""
+        with self.scope.brief():
+            return self._call(self.function, args, kwargs)
+
     def unobserved(self, *args: Any, **kwargs: Any) -> Any:
         """Call it with every observation drawn anew; conditioned latents keep their value."""
         return self._call(poutine.uncondition(self.function), args, kwargs)
@@ -205,13 +252,17 @@ class Adopted(nn.Module):
 
     def _forget_transforms(self) -> None:
         """Drop what flows keep of their last inverse: the same data come again, the parameters of then may not."""
-        for module in self.networks.modules():
-            if isinstance(module, Transform):
-                module._cached_x_y = None, None
+        if self._transforms is None or not self.scope.settled:
+            self._transforms = [module for module in self.networks.modules() if isinstance(module, Transform)]
+        for module in self._transforms:
+            module._cached_x_y = None, None
 
 
 class _NameGuard(Messenger):
     """Refuses a second network under a name that is taken: Pyro would use it untrained, without an error."""
+
+    def _process_message(self, msg: Any) -> None:
+        """There is nothing to do before."""
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         offered = msg["args"][1] if len(msg["args"]) > 1 else None

@@ -111,12 +111,12 @@ class Data:
 
     def rows(self, index: Tensor | slice) -> Data:
         """The datapoints that ``index`` selects, in its order and as often as it does; shared leaves stay."""
-        rows = self._positions(index)
         leaves = tuple(
-            leaf if take is None else leaf[index] if take is take_rows else take(leaf, rows)
+            leaf if take is None else leaf[index] if take is take_rows else take(leaf, self._positions(index))
             for leaf, take in zip(self.leaves, self.takes, strict=True)
         )
-        return replace(self, leaves=leaves, num_datapoints=len(rows), index=self.index[index])
+        chosen = self.index[index]
+        return replace(self, leaves=leaves, num_datapoints=len(chosen), index=chosen)
 
     def head(self, size: int) -> Data:
         """``size`` rows from the front, and over again from the front where there are fewer datapoints."""

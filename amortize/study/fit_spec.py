@@ -45,7 +45,8 @@ class FitSpec(Table):
 
     objective: Objective = Field(
         default="auto",
-        description="Pyro's ELBO to maximise (auto: enum-elbo where the guide leaves discrete latents out), or a"
+        description="Pyro's ELBO to maximise (auto: a zoo model's own objective, and enum-elbo where the guide of"
+        " another program leaves discrete latents out), or a"
         " tighter bound on each datapoint's log p(x)",
     )
     num_particles: Count | None = Field(

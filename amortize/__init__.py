@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amortize.inference.auto_guide import auto_guide as auto_guide
     from amortize.inference.bdmc import bdmc as bdmc
     from amortize.inference.beta import BetaELBO as BetaELBO
+    from amortize.inference.contraction import Contraction as Contraction
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
@@ -75,6 +76,7 @@ _HOMES = {
     "Adversary": "amortize.inference.adversarial",
     "Aggressive": "amortize.inference.aggressive",
     "Comparison": "amortize.study.compare",
+    "Contraction": "amortize.inference.contraction",
     "Coupling": "amortize.inference.families.flow",
     "DAIS": "amortize.inference.annealed_objectives",
     "Diffusion": "amortize.inference.diffusion",
@@ -145,6 +147,7 @@ __all__ = [
     "Auto",
     "BetaELBO",
     "Comparison",
+    "Contraction",
     "Coupling",
     "Diffusion",
     "Evidence",

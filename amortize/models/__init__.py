@@ -6,6 +6,7 @@ from amortize.models.a_mcvae import AnnealedVAE
 from amortize.models.autoencoder import Autoencoder
 from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
+from amortize.models.contractive_autoencoder import ContractiveAutoencoder
 from amortize.models.denoising_autoencoder import DenoisingAutoencoder
 from amortize.models.factor_analysis import FactorAnalysis
 from amortize.models.flow_guide_vae import FlowGuideVAE
@@ -40,6 +41,7 @@ __all__ = [
     "Autoencoder",
     "BayesianRegression",
     "BernoulliVAE",
+    "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "DiffusedVAE",
     "DiscrepancyWAE",
@@ -94,6 +96,12 @@ MODELS: dict[str, ModelEntry] = {
     "denoising-autoencoder": ModelEntry(
         "Denoising autoencoder: the encoder sees corrupted data in training; it learns the score",
         DenoisingAutoencoder,
+        data="real",
+        fit={"learning_rate": 5e-3, "schedule": "exponential"},
+    ),
+    "contractive-autoencoder": ModelEntry(
+        "Contractive autoencoder: a penalty on the Jacobian of the code flattens it across the data",
+        ContractiveAutoencoder,
         data="real",
         fit={"learning_rate": 5e-3, "schedule": "exponential"},
     ),

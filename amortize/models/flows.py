@@ -105,7 +105,8 @@ def flowing(transforms: Sequence[Transform], like: Tensor) -> dist.Distribution:
     ``like`` (..., D) gives batch and event shape, dtype and device of the noise.
     """
     noise = dist.Independent(dist.Normal(torch.zeros_like(like), torch.ones_like(like)), 1)
-    return dist.TransformedDistribution(noise, list(transforms))
+    flow: dist.Distribution = dist.TransformedDistribution(noise, list(transforms))
+    return flow
 
 
 class Triangular(Transform):

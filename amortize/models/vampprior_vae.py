@@ -110,13 +110,17 @@ class VampPriorVAE(ZooModel):
     @property
     def pseudo_inputs(self) -> Tensor:
         """U (M, X), between 0 and 1."""
-        return self.pseudo[0].sigmoid()
+        logits: Tensor = self.pseudo[0]
+        return logits.sigmoid()
 
-    def prior(self) -> dist.Distribution:
+    def prior(self) -> dist.TorchDistribution:
         """The mixture, with event shape (D,)."""
         loc, scale = self.encoder(self.pseudo_inputs)
         components = dist.Independent(dist.Normal(loc, scale), 1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=loc.new_zeros(len(loc))), components)
+        mixture: dist.TorchDistribution = dist.MixtureSameFamily(
+            dist.Categorical(logits=loc.new_zeros(len(loc))), components
+        )
+        return mixture
 
     def model(self, x: Tensor) -> None:
         """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""

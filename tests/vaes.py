@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,26 @@ from torch import Tensor
 
 import amortize as am
 from amortize.inference.objective import Objective
+from amortize.models.zoo import ZooModel
 from amortize.program.program import Program
 from amortize.program.rates import RatedRun
 from amortize.random import pyro_rng
 
-__all__ = ["Measured", "bound_of", "digits", "evidence_of", "rates_of"]
+__all__ = [
+    "LATENT_DIM",
+    "MARGIN",
+    "Measured",
+    "bound_of",
+    "digits",
+    "evidence_of",
+    "normal_prior_evidence",
+    "rates_of",
+    "trained_alike",
+]
+
+LATENT_DIM, NUM_STEPS = 4, 1000
+MARGIN = 0.2
+"""Nats by which a prior must win, for trainings differ by more than the noise of annealing."""
 
 
 class Measured(NamedTuple):
@@ -63,3 +79,18 @@ def rates_of(program: Program, x: Tensor, num_draws: int) -> tuple[np.ndarray, n
     prior = -0.5 * values.square().sum(-1) - 0.5 * values.shape[-1] * np.log(2 * np.pi)
     said = run.rate.reshape(num_draws, len(x)).double()
     return said.mean(0).numpy(), np.asarray(drawn["log_q"]) - prior.numpy()
+
+
+def trained_alike(model: ZooModel, x: Tensor) -> Program:
+    """A model at the budget that priors are compared at."""
+    program, training = model.program(), am.Training(learning_rate=1e-2, schedule="exponential", batch_size=128)
+    am.fit(program, x, objective="elbo", num_steps=NUM_STEPS, training=training)
+    return program
+
+
+@lru_cache
+def normal_prior_evidence() -> Measured:
+    """Of held-out digits, with the prior N(0, I)."""
+    x, held_out = digits()
+    vae = am.models.BernoulliVAE.from_data(x, latent_dim=LATENT_DIM, hidden=(64,))
+    return evidence_of(trained_alike(vae, x), held_out)

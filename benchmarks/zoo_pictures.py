@@ -22,7 +22,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from zoo import codes, head
+from zoo import codes, head, observed
 from zoo_training import Budget, Sample, add_options, asked_for, claimed, load, trained
 
 import amortize as am
@@ -52,9 +52,10 @@ def draw(name: str, data: Sample, shown: Sample, budget: Budget, options: argpar
     samples, kind = sampled(program, x)
     figure, axes = plt.subplots(1, 3, figsize=SIZE, width_ratios=(1, 1, 1), layout="constrained")
     panel(axes[0], f"samples ({kind})", [as_matrix(samples)], shown.image_shape)
-    truth = as_matrix(x[1] if isinstance(x, tuple) else x.numpy())
+    name_of_x, target = observed(x)
+    truth = as_matrix(target.numpy())
     means = program.reconstruct(x) if program.guide is not None else {}
-    again = means.get("y" if isinstance(x, tuple) else "x")
+    again = means.get(name_of_x)
     pairs = [truth] if again is None else [truth, as_matrix(again)]
     panel(axes[1], "data" if again is None else "data, reconstructions below", pairs, shown.image_shape)
     latent_map(axes[2], program, shown)
@@ -69,7 +70,7 @@ def sampled(program: am.Program, x: Any) -> tuple[np.ndarray, str]:
     plate, record = program.structure(data).plate, Record()
     with program.evaluating(), pyro_rng(0, "samples"), unvalidated(), torch.no_grad(), record:
         program.model.unobserved(*data.args, **data.kwargs)
-    message = record.messages["y" if isinstance(x, tuple) else "x"]
+    message = record.messages[observed(x)[0]]
     try:
         mean = message["fn"].mean
     except (NotImplementedError, AttributeError):

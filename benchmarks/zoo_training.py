@@ -89,7 +89,7 @@ def load(table: str, *, small: bool, labels: bool = False) -> Sample:
     y = None if data.y_test is None else data.y_test[order.numpy()]
     if table == "labelled":
         response = torch.as_tensor(data.y_train).float(), torch.as_tensor(data.y_test).float()[order]
-        return Sample((train, response[0]), (test, response[1]), None, None, data.protocol)
+        return Sample({"x": train, "y": response[0]}, {"x": test, "y": response[1]}, None, None, data.protocol)
     return Sample(train, test, y, data.image_shape, data.protocol)
 
 
@@ -131,14 +131,15 @@ def trained(name: str, x: Any, *, seed: int, budget: Budget, cache: Path) -> Tra
     model = make(name, x, seed=seed, budget=budget)
     program = model.program()
     path = cache / f"{name.replace(':', '-')}-{seed}-{_hash(name, seed, budget, x)}.pt"
-    if path.exists():
-        return Trained(model, am.load(path, program), float(path.with_suffix(".seconds").read_text(encoding="ascii")))
+    took = path.with_suffix(".seconds")
+    if path.exists() and took.exists():
+        return Trained(model, am.load(path, program), float(took.read_text(encoding="ascii")))
     training = am.Training(batch_size=min(budget.batch, _num(program, x)), progress=False, **_how(name, budget))
     num_steps = min(budget.steps, max(1, int(budget.seconds / _timed(name, x, seed, budget, training))))
     begin = time.process_time()  # not the clock's, which other work on the machine makes longer
     fitted = am.fit(program, x, objective=model.objective, num_steps=num_steps, seed=seed, training=training)
     seconds = time.process_time() - begin
-    path.with_suffix(".seconds").write_text(str(seconds), encoding="ascii")
+    took.write_text(str(seconds), encoding="ascii")
     fitted.save(path)
     return Trained(model, fitted, seconds)
 
@@ -166,8 +167,8 @@ def _num(program: am.Program, x: Any) -> int:
 
 def _hash(name: str, seed: int, budget: Budget, x: Any) -> str:
     """Of all that a fit depends on, but the code."""
-    shapes = [list(part.shape) for part in (x if isinstance(x, tuple) else (x,))]
-    sums = [float(part.double().sum()) for part in (x if isinstance(x, tuple) else (x,))]
+    parts = list(x.values()) if isinstance(x, dict) else [x]
+    shapes, sums = [list(part.shape) for part in parts], [float(part.double().sum()) for part in parts]
     text = json.dumps([name, seed, asdict(budget), shapes, sums], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

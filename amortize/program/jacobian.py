@@ -34,8 +34,8 @@ def code_jacobian(program: Program, structure: Structure, data: Data) -> Tensor:
     assert program.guide is not None
     with unvalidated(), torch.enable_grad(), record:
         program.guide(*moved.args, **moved.kwargs)
-    values = [record.messages[name]["value"].movedim(site.front, 0) for name, site in structure.sites.items()]
-    codes = torch.cat([value.reshape(data.num_datapoints, -1) for value in values], 1)
+        values = [record.messages[name]["value"].movedim(site.front, 0) for name, site in structure.sites.items()]
+        codes = torch.cat([value.reshape(data.num_datapoints, -1) for value in values], 1)
     if not leaves or not codes.requires_grad:
         raise ArgumentError("program: expected a guide whose codes move with floating-point data; no code does.")
     directions = torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)

@@ -129,6 +129,19 @@ def test_the_transpose_is_shared_and_trains_as_one():
     assert sum(p.numel() for p in model.parameters()) == 7 * 64 + 7 + 64
 
 
+def test_validation_measures_the_loss_without_gradients():
+    x = digits()[:40].float()
+    model = ContractiveAutoencoder.from_data(x, 5)
+    program = model.program()
+    settings = am.Training(validation=x, validate_every=1)
+    fitted = am.fit(program, x, objective=model.objective, num_steps=2, training=settings)
+    assert bool(fitted.history["validation_elbo"].notna().all())
+    data = program.prepare(x)
+    with torch.no_grad():
+        found = code_jacobian(program, program.structure(data), data)
+    torch.testing.assert_close(found.detach() * model.encoder.scale[0], model.jacobian(x))
+
+
 def test_it_keeps_the_contract():
     x = digits()[:20].float()
     report = ContractiveAutoencoder.from_data(x, 7).program().check(x)

@@ -72,13 +72,12 @@ class ContractiveAutoencoder(VAE):
         check_number("contraction", contraction, "[0, inf)")
         if not bool((columns.scale == columns.scale[0]).all()):
             raise ArgumentError("columns: expected one scale for all columns, got several.")
-        weight = contraction * float(columns.scale[0]) ** 2  # by x itself, as the penalty sees it
         layer = seeded_linear(len(columns.loc), latent_dim, generator=generator(seed, "encoder"))
         super().__init__(
             prior=StandardNormal(latent_dim),
             decoder=FixedNormal(Transposed(layer), columns, noise_scale),
             encoder=Point(nn.Sequential(layer, nn.Tanh()), columns),
-            objective=BetaELBO(beta=0.0, penalties=(Contraction(weight),)),
+            objective=BetaELBO(beta=0.0, penalties=(Contraction(contraction, scaling="shared"),)),
         )
 
     @classmethod

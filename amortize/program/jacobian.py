@@ -16,7 +16,7 @@ from amortize.program.handlers import Record, unvalidated
 from amortize.program.program import Program
 from amortize.program.sites import Structure
 
-__all__ = ["code_jacobian"]
+__all__ = ["code_jacobian", "moving_leaves"]
 
 
 def code_jacobian(program: Program, structure: Structure, data: Data) -> Tensor:
@@ -47,11 +47,17 @@ def code_jacobian(program: Program, structure: Structure, data: Data) -> Tensor:
     return torch.cat([slope.movedim(0, 1).reshape(shape) for slope in slopes], 2)
 
 
+def moving_leaves(data: Data) -> dict[int, Tensor]:
+    """Floating-point data with an entry a datapoint, by their place among the leaves."""
+    return {
+        place: leaf
+        for place, (leaf, take) in enumerate(zip(data.leaves, data.takes, strict=True))
+        if take is not None and isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+
+
 def _with_slopes(data: Data) -> tuple[Data, list[Tensor]]:
-    """The same data, those leaves that are numbers a datapoint ready to be differentiated by."""
-    leaves, sloped = list(data.leaves), []
-    for place, (leaf, take) in enumerate(zip(data.leaves, data.takes, strict=True)):
-        if take is not None and isinstance(leaf, Tensor) and leaf.is_floating_point():
-            leaves[place] = leaf.detach().clone().requires_grad_()
-            sloped.append(leaves[place])
-    return replace(data, leaves=tuple(leaves)), sloped
+    """The same data, those leaves ready to be differentiated by."""
+    sloped = {place: leaf.detach().clone().requires_grad_() for place, leaf in moving_leaves(data).items()}
+    leaves = tuple(sloped.get(place, leaf) for place, leaf in enumerate(data.leaves))
+    return replace(data, leaves=leaves), list(sloped.values())

@@ -165,9 +165,29 @@ def test_wrong_settings_are_refused(settings, match):
         ContractiveAutoencoder(Columns.of(torch.diag(torch.arange(1.0, 5.0)), "own"), 2)
 
 
+def test_the_penalty_can_be_taken_in_the_data_s_own_units():
+    x = digits()[:30]
+    model = ContractiveAutoencoder.from_data(x, 5).double()
+    program = model.program()
+    data = program.prepare(x)
+    run = RatedRun.of(program, program.structure(data), data)
+    plain, shared = (
+        float(am.Contraction(2.0, scaling=scaling).on(program, data, seed=0)(data, run).detach())
+        for scaling in ("none", "shared")
+    )
+    jacobian = code_jacobian(program, program.structure(data), data).detach()
+    assert plain == pytest.approx(2.0 * float(jacobian.square().sum((1, 2)).mean()), rel=1e-12)
+    assert shared == pytest.approx(plain * float(x.var(0, correction=0).mean()), rel=1e-12)
+
+
 def test_guides_with_spread_and_codes_without_slopes_are_refused():
     with pytest.raises(ArgumentError, match="Contraction weight"):
         am.Contraction(-0.1)
+    with pytest.raises(ArgumentError, match="Contraction scaling: expected 'none' or 'shared'"):
+        am.Contraction(scaling="own")
+    model = ContractiveAutoencoder.from_data(torch.eye(5), 2)
+    with pytest.raises(ArgumentError, match="floating-point data that vary"):
+        am.fit(model.program(), torch.ones(3, 5), objective=model.objective, num_steps=1)
     vae, x = am.models.BernoulliVAE(6, 2), torch.eye(6)
     with pytest.raises(ArgumentError, match="expected a guide that is a point"):
         am.fit(vae.program(), x, objective=am.BetaELBO(penalties=(am.Contraction(),)), num_steps=1)

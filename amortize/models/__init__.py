@@ -6,6 +6,7 @@ from amortize.models.a_mcvae import AnnealedVAE
 from amortize.models.autoencoder import Autoencoder
 from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
+from amortize.models.beta_vae import BetaVAE
 from amortize.models.contractive_autoencoder import ContractiveAutoencoder
 from amortize.models.denoising_autoencoder import DenoisingAutoencoder
 from amortize.models.factor_analysis import FactorAnalysis
@@ -16,6 +17,7 @@ from amortize.models.gaussian_vae import GaussianVAE
 from amortize.models.item_response import ItemResponse
 from amortize.models.iwae import ImportanceWeightedVAE
 from amortize.models.l_mcvae import LangevinVAE
+from amortize.models.latent_diffusion import LatentDiffusion
 from amortize.models.linear_autoencoder import LinearAutoencoder
 from amortize.models.linear_gaussian import LinearGaussian
 from amortize.models.linear_regression import LinearRegression
@@ -28,6 +30,7 @@ from amortize.models.sparse_autoencoder import SparseAutoencoder
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
 from amortize.models.vampprior_vae import VampPriorVAE
+from amortize.models.vlae import VLAE
 from amortize.models.wae_gan import AdversarialWAE
 from amortize.models.wae_mmd import DiscrepancyWAE
 from amortize.models.zoo import ModelEntry, ZooModel
@@ -36,11 +39,13 @@ __all__ = [
     "MLP",
     "MODELS",
     "VAE",
+    "VLAE",
     "AdversarialWAE",
     "AnnealedVAE",
     "Autoencoder",
     "BayesianRegression",
     "BernoulliVAE",
+    "BetaVAE",
     "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "DiffusedVAE",
@@ -53,6 +58,7 @@ __all__ = [
     "ImportanceWeightedVAE",
     "ItemResponse",
     "LangevinVAE",
+    "LatentDiffusion",
     "LinearAutoencoder",
     "LinearGaussian",
     "LinearRegression",
@@ -75,6 +81,7 @@ MODELS: dict[str, ModelEntry] = {
         data="real",
     ),
     "bernoulli-vae": ModelEntry("Variational autoencoder for binary data", BernoulliVAE),
+    "beta-vae": ModelEntry("Bernoulli VAE at another price of its code, with KL annealing and free bits", BetaVAE),
     "linear-autoencoder": ModelEntry(
         "Linear autoencoder with a point guide: principal components by gradient descent",
         LinearAutoencoder,
@@ -150,6 +157,16 @@ MODELS: dict[str, ModelEntry] = {
     "flow-guide-vae": ModelEntry("Bernoulli VAE whose guide is a flow, or has a full covariance", FlowGuideVAE),
     "vampprior-vae": ModelEntry("VAE whose prior is a mixture of its encoder's posteriors", VampPriorVAE),
     "flow-prior-vae": ModelEntry("Bernoulli VAE with a normalizing flow as its prior", FlowPriorVAE),
+    "vlae": ModelEntry(
+        "Variational lossy autoencoder: a PixelCNN decoder of limited sight, a flow as prior",
+        VLAE,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
+    "latent-diffusion": ModelEntry(
+        "Latent diffusion: a VAE, then a diffusion as the prior of its codes",
+        LatentDiffusion,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
     "wae-mmd": ModelEntry(
         "Wasserstein autoencoder: all codes together drawn to the prior by a discrepancy",
         DiscrepancyWAE,

@@ -6,8 +6,8 @@ Options, models and trained programs are those of ``zoo.py``, so that with the s
 twice. Samples and reconstructions are means of x, given latents from the prior and from the guide; where x has no mean
 in closed form, as with an autoregressive decoder, samples are draws. Data that are no images are shown as a matrix, a
 row a datapoint. The map has the posterior means of test data, coloured by their labels where they have some: in two
-dimensions as they are, in more by their first two principal components. A model that fails is named, and the next one
-drawn.
+dimensions as they are, in more by their first two principal components. A data set that is one datapoint has responses
+and latents in their place. A model that fails is named, and the next one drawn.
 """
 
 from __future__ import annotations
@@ -48,17 +48,20 @@ def draw(name: str, data: Sample, shown: Sample, budget: Budget, options: argpar
     found = trained(name, data.train, seed=0, budget=budget, cache=options.cache)
     program = found.fitted.program
     num = COLUMNS * ROWS if shown.image_shape else LINES
-    x = head(shown.test, num)
+    x = shown.test if program.whole else head(shown.test, num)
     samples, kind = sampled(program, x)
     figure, axes = plt.subplots(1, 3, figsize=SIZE, width_ratios=(1, 1, 1), layout="constrained")
-    panel(axes[0], f"samples ({kind})", [as_matrix(samples)], shown.image_shape)
     name_of_x, target = observed(x)
-    truth = as_matrix(target.numpy())
     means = program.reconstruct(x) if program.guide is not None else {}
-    again = means.get(name_of_x)
-    pairs = [truth] if again is None else [truth, as_matrix(again)]
-    panel(axes[1], "data" if again is None else "data, reconstructions below", pairs, shown.image_shape)
-    latent_map(axes[2], program, shown)
+    again, truth = means.get(name_of_x), target.numpy()
+    if program.whole:
+        responses(axes, program, x, truth, samples)
+    else:
+        panel(axes[0], f"samples ({kind})", [as_matrix(samples)], shown.image_shape)
+        pairs = [as_matrix(truth)] if again is None else [as_matrix(truth), as_matrix(again)]
+        where = "below" if shown.image_shape else "beside"
+        panel(axes[1], "data" if again is None else f"data, reconstructions {where}", pairs, shown.image_shape)
+        latent_map(axes[2], program, shown)
     path = options.out / f"{name.replace(':', '-').replace('=', '-')}.png"
     write(figure, path)
     return path
@@ -76,6 +79,24 @@ def sampled(program: am.Program, x: Any) -> tuple[np.ndarray, str]:
     except (NotImplementedError, AttributeError):
         return to_front(message["value"], message, plate), "draws"
     return to_front(mean.expand_as(message["value"]), message, plate), "means"
+
+
+def responses(axes: Any, program: am.Program, x: Any, truth: np.ndarray, samples: np.ndarray) -> None:
+    """Of a data set that is one datapoint: responses from the prior, fitted ones, and each latent's posterior."""
+    again = program.reconstruct(x)["y"].reshape(-1)
+    axes[0].hist([truth, samples.reshape(-1)], bins=12, label=["data", "a sample (means)"])
+    axes[0].set_title("responses", fontsize=9)
+    axes[0].legend(fontsize=7, frameon=False)
+    axes[1].scatter(truth, again, s=6)
+    axes[1].axline((truth.mean(), truth.mean()), slope=1, color="grey", lw=1)
+    axes[1].set_title("data, reconstructions upwards", fontsize=9)
+    drawn = am.posterior(program, x, num_draws=400)
+    u = np.concatenate([draws.reshape(400, -1) for name, draws in drawn.items() if name not in ("lp", "log_q")], 1)
+    axes[2].errorbar(range(u.shape[1]), u.mean(0), yerr=2 * u.std(0), fmt="o", ms=3)
+    axes[2].axhline(0, color="grey", lw=1)
+    axes[2].set_title("latents, +- 2 sd", fontsize=9)
+    for axis in axes:
+        axis.tick_params(labelsize=7)
 
 
 def as_matrix(values: np.ndarray) -> np.ndarray:
@@ -138,20 +159,32 @@ def plane(found: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """As a PNG with a palette, in as many colours as the limit allows."""
+    """As a PNG with a palette, half of it greys, in as many colours as the limit allows."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     plt.close(figure)
     whole = Image.open(buffer).convert("RGB")
-    for num_colours in (256, 128, 64, 32, 16):
+    for num_colours in (256, 128, 64, 32):
         small = io.BytesIO()
-        whole.quantize(num_colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            small, format="png", optimize=True
-        )
+        reduced = whole.quantize(palette=palette(whole, num_colours // 2), dither=Image.Dither.NONE)
+        reduced.save(small, format="png", optimize=True)
         if small.tell() <= LIMIT:
             break
     with replacing(path) as temporary:
         temporary.write_bytes(small.getvalue())
+
+
+def palette(whole: Image.Image, num: int) -> Image.Image:
+    """Greys, evenly, and as many colours from the pixels that are no greys: images keep theirs, the map its own."""
+    pixels = np.asarray(whole).reshape(-1, 3)
+    coloured = pixels[np.ptp(pixels.astype(int), axis=1) > 8]
+    colours = [np.repeat(np.linspace(0, 255, num).round().astype(np.uint8)[:, None], 3, 1)]
+    if len(coloured):
+        found = Image.fromarray(coloured[None]).quantize(num, method=Image.Quantize.MAXCOVERAGE)
+        colours.append(np.array(found.getpalette(), dtype=np.uint8).reshape(-1, 3))
+    made = Image.new("P", (1, 1))
+    made.putpalette(np.concatenate(colours).tobytes())
+    return made
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ twice. Samples and reconstructions are means of x, given latents from the prior 
 in closed form, as with an autoregressive decoder, samples are draws. Data that are no images are shown as a matrix, a
 row a datapoint. The map has the posterior means of test data, coloured by their labels where they have some: in two
 dimensions as they are, in more by their first two principal components. A data set that is one datapoint has responses
-and latents in their place. A model that fails is named, and the next one drawn.
+and latents in their place, and discrete latents a table of values by label. A model that fails is named, and the next
+one drawn.
 """
 
 from __future__ import annotations
@@ -132,6 +133,9 @@ def latent_map(axis: Any, program: am.Program, shown: Sample) -> None:
     if program.guide is None:
         axis.axis("off")
         return
+    if not program.dim(head(shown.test, 2)):
+        components(axis, program, shown)
+        return
     found = codes(program, head(shown.test, MAPPED))
     flat, how = plane(found)
     labels = None if shown.labels is None else shown.labels[: len(flat)]
@@ -144,6 +148,18 @@ def latent_map(axis: Any, program: am.Program, shown: Sample) -> None:
             middle = np.median(flat[kinds == kind], 0)
             axis.text(*middle, str(label), fontsize=8, weight="bold", ha="center", va="center",
                       bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colours(kind), "lw": 1})  # fmt: skip
+
+
+def components(axis: Any, program: am.Program, shown: Sample) -> None:
+    """Where every latent is discrete: how often each label's data are drawn to each value of the first."""
+    drawn = am.posterior(program, head(shown.test, MAPPED), num_draws=50)
+    values = next(draws for name, draws in drawn.items() if name not in ("lp", "log_q")).astype(int)
+    labels = np.zeros(values.shape[1], int) if shown.labels is None else shown.labels[: values.shape[1]]
+    names = np.unique(labels)
+    share = [np.bincount(values[:, labels == name].ravel(), minlength=values.max() + 1) for name in names]
+    axis.imshow(np.array([counts / counts.sum() for counts in share]), cmap="gray_r", vmin=0, vmax=1)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_title("component by label", fontsize=9)
 
 
 def plane(found: np.ndarray) -> tuple[np.ndarray, str]:
@@ -167,6 +183,9 @@ def write(figure: Figure, path: Path) -> None:
     for num_colours in (256, 128, 64, 32):
         small = io.BytesIO()
         reduced = whole.quantize(palette=palette(whole, num_colours // 2), dither=Image.Dither.NONE)
+        colours = np.array(reduced.getpalette()).reshape(-1, 3)
+        colours[reduced.getpixel((0, 0))] = 255  # the corner is white; Pillow takes a grey that is near
+        reduced.putpalette(colours.astype(np.uint8).tobytes())
         reduced.save(small, format="png", optimize=True)
         if small.tell() <= LIMIT:
             break

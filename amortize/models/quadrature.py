@@ -31,7 +31,8 @@ MOST_NUMBERS = 2**24  # of a block, points times datapoints
 def log_integral(log_likelihood: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu") -> Tensor:
     """Log of the integral of a likelihood over z ~ N(0, 1), exact up to rounding where its logarithm is concave in z.
 
-    The grid grows until its ends count for nothing, closes in on what counts, and is then halved until no value changes.
+    The grid grows until its ends count for nothing, closes in on what counts, and is then refined until no value
+    changes.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def _window(log_likelihood: Callable[[Tensor], Tensor], device: torch.device | s
     """An interval outside which every integrand counts for nothing: widened until its ends do, then closed in."""
     low, high = -WIDTH, WIDTH
     while high < FARTHEST:
-        grid, counts = _counting(log_likelihood, low, high, device)
+        _, counts = _counting(log_likelihood, low, high, device)
         if not bool(counts[:, [0, -1]].any()):
             return _closed_in(log_likelihood, low, high, device)
         low, high = 2 * low, 2 * high

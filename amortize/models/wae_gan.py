@@ -4,8 +4,8 @@ r"""The Wasserstein autoencoder with an adversary: the codes of all data togethe
 
 with f the encoder, a point, and D an adversary that learns to tell codes from draws of N(0, I): `amortize.Adversary`.
 Letters: N datapoints, X features, D latents. Source: Tolstikhin et al. (2018), "Wasserstein auto-encoders",
-https://arxiv.org/abs/1711.01558, whose cost is a squared distance; here it is the pixels' cross entropy, so that evidence
-can be compared with that of other models of binary data.
+https://arxiv.org/abs/1711.01558, whose cost is a squared distance; here it is the pixels' cross entropy, so that
+evidence can be compared with that of other models of binary data.
 """
 
 from __future__ import annotations

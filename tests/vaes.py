@@ -64,7 +64,7 @@ def bound_of(
 
 def evidence_of(program: Program, x: Tensor) -> Measured:
     """Log p(x) by annealed importance sampling."""
-    found = am.evidence(program, x, method=am.AIS(num_chains=16, num_temperatures=40))
+    found = am.evidence(program, x, method=am.AIS(num_chains=8, num_temperatures=25))
     return Measured(float(found.log_evidence.mean()), float(np.sqrt(np.square(found.se).sum()) / len(x)))
 
 

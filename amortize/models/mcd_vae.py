@@ -21,7 +21,7 @@ from amortize.models.vae_parts import NetworkKind, bernoulli_parts
 
 __all__ = ["DiffusedVAE"]
 
-STEP_SIZE = 0.3  # of every step at first, in standard deviations of the encoder
+STEP_SIZE = 0.5  # of every step at first, in standard deviations of the encoder
 
 
 @final

@@ -3,10 +3,10 @@ r"""A program in training as distortion and rate: what an observation costs give
 .. math:: D_n = -\log p(x_n | z_n), \qquad R_n = \mathrm{KL}(q(z | x_n) \,\|\, p(z)),
           \qquad \mathrm{ELBO}_n = -E_q[D_n] - R_n
 
-The rate of a site is in closed form where torch knows the divergence of guide and model there, and is log q - log p of
-the draw elsewhere. A guide that is a point (Delta) has no density: its rate is -log p(z), so that the ELBO becomes
-log p(x, z) at the point. Modules stay in the mode they are in. Letters: K particles, N datapoints, B = K * N rows
-(particle-major), V variables of a site.
+The rate of a site is in closed form where torch knows the divergence of guide and model there and the guide draws after
+all that the model's conditional may depend on, and is log q - log p of the draw elsewhere. A guide that is a point
+(Delta) has no density: its rate is -log p(z), so that the ELBO becomes log p(x, z) at the point. Modules stay in the
+mode they are in. Letters: K particles, N datapoints, B = K * N rows (particle-major), V variables of a site.
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ class RatedRun(NamedTuple):
             put = Substitute(structure.sites, LogTerms(folded.num_datapoints, like), values=values)
             with recorded, put:
                 program.trained_model(*folded.args, **folded.kwargs)
-        rates = {name: _rate(msg, recorded.messages[name], structure) for name, msg in messages.items()}
+        closed = _drawn_in_order(list(messages), [name for name in recorded.messages if name in messages])
+        rates = {
+            name: _rate(msg, recorded.messages[name], structure, closed=name in closed)
+            for name, msg in messages.items()
+        }
         log_likelihood, outside = _observed(recorded.messages, structure, folded.num_datapoints, like)
         aside = [log_density(m["fn"], m["value"]).sum() for m in drawn.messages.values() if m["is_observed"]]
         auxiliary = torch.stack(aside).sum() / num_particles if aside else like
@@ -130,14 +134,23 @@ def _observed(
     return inside, outside
 
 
-def _rate(guide: Message, model: Message, structure: Structure) -> Tensor:
+def _drawn_in_order(guide: list[str], model: list[str]) -> set[str]:
+    """Latents for which the model's conditional is fixed when the guide draws them.
+
+    Elsewhere - a guide that goes from the data up, a model from the top down - it hangs on what the guide draws from
+    the latent itself, and the mean over that draw is no mean of divergences.
+    """
+    return {name for place, name in enumerate(model) if set(model[:place]) <= set(guide[: guide.index(name)])}
+
+
+def _rate(guide: Message, model: Message, structure: Structure, *, closed: bool) -> Tensor:
     """Of one site, (B, V)."""
     site = structure.sites[model["name"]]
     q, p = unmasked(guide["fn"]), unmasked(model["fn"])
     if isinstance(base_of(q), Delta):
         each = -_elementwise(p, guide["value"])
     else:
-        known = _divergence(q, p)
+        known = _divergence(q, p) if closed else None
         each = _sampled(q, p, guide["value"]) if known is None else known
     mask = mask_of(model) if site.name in structure.hidden else None
     if mask is not None and mask_of(guide) is None:  # the guide pays for what the model hides: see masks.py

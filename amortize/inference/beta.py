@@ -118,8 +118,9 @@ class _Loss(BatchLoss):
         run = RatedRun.of(self._program[0], self.trained.structure, batch, self.settings.num_particles)
         bound = (-run.distortion - beta * run.rate).reshape(-1, num).mean(0)
         extra = beta * self._charged_for_nothing(run)
-        for penalty in self.penalties:
-            extra = extra + penalty(batch, run)
+        if self.training or torch.is_grad_enabled():  # what is only measured is the bound, which has no penalties
+            for penalty in self.penalties:
+                extra = extra + penalty(batch, run)
         terms = self.terms(bound, bound, run.outside, run.auxiliary)
         return Terms(terms.bound, terms.loss + extra)
 

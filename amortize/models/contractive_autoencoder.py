@@ -62,7 +62,7 @@ class ContractiveAutoencoder(VAE):
     def __init__(
         self,
         columns: Columns,
-        latent_dim: int = 64,
+        latent_dim: int = 32,
         *,
         contraction: float = 1.0,
         noise_scale: float = 0.5,
@@ -82,7 +82,7 @@ class ContractiveAutoencoder(VAE):
 
     @classmethod
     def from_data(
-        cls, x: Any, latent_dim: int = 64, *, contraction: float = 1.0, noise_scale: float = 0.5, seed: int = 0
+        cls, x: Any, latent_dim: int = 32, *, contraction: float = 1.0, noise_scale: float = 0.5, seed: int = 0
     ) -> ContractiveAutoencoder:
         """A contractive autoencoder for x (N, X), with random weights.
 

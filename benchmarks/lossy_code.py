@@ -29,8 +29,8 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-steps", type=int, default=800)
-    parser.add_argument("--sights", type=int, nargs="+", default=[0, 1, 2, 3, 7])
-    parser.add_argument("--betas", type=float, nargs="+", default=[1.0, 0.5, 0.3])
+    parser.add_argument("--sights", type=int, nargs="*", default=[0, 1, 2, 3, 7])
+    parser.add_argument("--betas", type=float, nargs="*", default=[1.0, 0.5, 0.3])
     parser.add_argument("--num-evaluated", type=int, default=64)
     settings = parser.parse_args()
     digits = am.data.load("digits")

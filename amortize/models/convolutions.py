@@ -3,7 +3,8 @@ r"""Convolutional networks between square images, as rows of pixels, and vectors
 Each step of an encoder halves the side, :math:`s \to \lceil s / 2 \rceil`, by a convolution of stride 2; a decoder
 goes the same way back. With ``residual=True`` a residual block, :math:`h + f(h)`, follows each step. Non-linearities
 (SiLU) have a continuous derivative, for samplers that follow gradients. Letters: N images, X = side * side pixels.
-Source: He et al. (2016), "Identity mappings in deep residual networks", https://arxiv.org/abs/1603.05027.
+Sources: He et al. (2016), "Identity mappings in deep residual networks", https://arxiv.org/abs/1603.05027; He et al.
+(2015), "Delving deep into rectifiers", https://arxiv.org/abs/1502.01852, for the rule of the first weights.
 """
 
 from __future__ import annotations
@@ -142,7 +143,10 @@ class ConvDecoder(nn.Module):
         super().__init__()
         sides = _sides(data_dim, channels)
         self.start = (channels[0], sides[-1], sides[-1])
-        self.first = seeded_linear(num_inputs, math.prod(self.start), generator=generator)
+        num_first = math.prod(self.start)
+        self.first = seeded_linear(num_inputs, num_first, generator=generator)
+        with torch.no_grad():  # its outputs begin as large as its inputs, however many they are
+            self.first.weight.mul_(math.sqrt((num_inputs + num_first) / (2 * num_inputs)))
         layers: list[nn.Module] = []
         for (num, num_outputs), side in zip(pairwise((*channels, 1)), reversed(sides[:-1]), strict=True):
             step = nn.ConvTranspose2d(
@@ -193,10 +197,10 @@ def _block(channels: int, residual: bool, generator: torch.Generator) -> list[nn
 
 
 def _seeded(empty: _Convolution, generator: torch.Generator) -> _Convolution:
-    """With Glorot-uniform weights and a zero bias."""
+    """With He-uniform weights and a zero bias; of a transposed kernel an output sees what its stride leaves."""
     layer = empty.to_empty(device="cpu")
-    num_inputs, num_outputs = layer.in_channels, layer.out_channels
-    bound = math.sqrt(6.0 / (KERNEL**2 * (num_inputs + num_outputs)))
+    seen = KERNEL**2 * layer.in_channels / (layer.stride[0] ** 2 if layer.transposed else 1)
+    bound = math.sqrt(6.0 / seen)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
         if layer.bias is not None:

@@ -1,7 +1,7 @@
 """Wasserstein autoencoders beside a VAE: how far all codes together are from the prior, and how well data come back.
 
     python benchmarks/wae.py [--seeds 3]                                     # 8 x 8 digits, 64-64-4, 800 steps
-    python benchmarks/wae.py --data mnist --latent-dim 8 --hidden 200 --steps 2000 --seeds 1
+    python benchmarks/wae.py --data mnist --latent-dim 8 --hidden 200 --steps 1000 --rate 2e-3 --seeds 1
 
 The discrepancy (`amortize.diagnostics.mmd`) is that of the codes of all digits, or of 2000 held-out images of MNIST,
 from as many draws of the prior; a VAE's codes are draws of its encoder. Reconstructions are of held-out data, their

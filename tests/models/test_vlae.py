@@ -44,7 +44,7 @@ def curve():
         program = vlae.program()
         training = am.Training(learning_rate=1e-2, batch_size=100, schedule="cosine", progress=False)
         am.fit(program, x, objective=am.BetaELBO(), num_steps=STEPS, training=training)
-        evidence = am.evidence(program, held_out, method=am.ImportanceSampling(num_draws=256))
+        evidence = am.evidence(program, held_out, method=am.ImportanceSampling(num_draws=100))
         found[sight] = bits_in_the_code(vlae, held_out), evidence.log_evidence
     return found
 

@@ -46,7 +46,9 @@ class BetaELBO(Objective):
 
     Notes
     -----
-    Only beta = 1 without free bits and penalties is a bound on log p(x); ``Fitted.bound`` says which it was. Sources:
+    Only beta = 1 without free bits and penalties is a bound on log p(x); ``Fitted.bound`` says which it was. What the
+    history holds is -distortion - beta rate at the full price, while beta still climbs too, and without what free bits
+    and penalties add to the loss. Sources:
     Higgins et al. (2017), "beta-VAE"; Bowman et al. (2016), "Generating sentences from a continuous space", for the
     warm-up; Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow", equation 15, for
     free bits, https://arxiv.org/abs/1606.04934.
@@ -73,7 +75,9 @@ class BetaELBO(Objective):
         check_number("BetaELBO free_bits", self.free_bits, "[0, inf)")
         check_count("BetaELBO num_particles", self.num_particles)
         if not isinstance(self.penalties, tuple) or not all(isinstance(p, Penalty) for p in self.penalties):
-            raise ArgumentError(f"BetaELBO penalties: expected a tuple of penalties, got {shown(self.penalties)}")
+            raise ArgumentError(
+                f"BetaELBO penalties: expected a tuple of penalties, as (am.MMD(),), got {shown(self.penalties)}"
+            )
 
     @property
     def bound(self) -> str:
@@ -116,12 +120,14 @@ class _Loss(BatchLoss):
         """Draws from the global generators of torch."""
         num, beta = batch.num_datapoints, self.beta
         run = RatedRun.of(self._program[0], self.trained.structure, batch, self.settings.num_particles)
-        bound = (-run.distortion - beta * run.rate).reshape(-1, num).mean(0)
+        bound, priced = (
+            (-run.distortion - price * run.rate).reshape(-1, num).mean(0) for price in (self.settings.beta, beta)
+        )
         extra = beta * self._charged_for_nothing(run)
         if self.training or torch.is_grad_enabled():  # what is only measured is the bound, which has no penalties
             for penalty in self.penalties:
                 extra = extra + penalty(batch, run)
-        terms = self.terms(bound, bound, run.outside, run.auxiliary)
+        terms = self.terms(bound, priced, run.outside, run.auxiliary)
         return Terms(terms.bound, terms.loss + extra)
 
     def _charged_for_nothing(self, run: RatedRun) -> Tensor:

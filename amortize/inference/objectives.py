@@ -21,6 +21,7 @@ from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
 from amortize.inference.beta import BetaELBO
 from amortize.inference.iwae import IWAE
 from amortize.inference.objective import Objective
+from amortize.inference.penalty import Penalty
 from amortize.inference.semi_amortized import SemiAmortized
 from amortize.inference.wake_sleep import WakeSleep
 from amortize.program.data import Data
@@ -58,6 +59,11 @@ def make_objective(objective: str | ELBO | Objective) -> ELBO | Objective:
             raise ArgumentError(f"objective: {type(objective).__name__} offers no differentiable loss; use Trace_ELBO")
         return objective
     makers: dict[str, Callable[[], ELBO | Objective]] = {**OBJECTIVES, **BOUNDS}
+    if isinstance(objective, Penalty):
+        raise ArgumentError(
+            f"objective: {shown(objective)} is a penalty, part of an objective: "
+            f"am.BetaELBO(penalties=(am.{type(objective).__name__}(...),))"
+        )
     if not isinstance(objective, str) or objective not in makers:
         raise ArgumentError(
             f"objective: expected one of 'auto', {', '.join(map(repr, makers))}, their settings, as am.IWAE(...), or a "

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from amortize.errors import ArgumentError
+from amortize.errors import check_count
 from amortize.inference.objective import Objective
 from amortize.models.networks import GaussianEncoder, register
 from amortize.models.vae import log_odds_of_means, matrix_of
@@ -64,9 +64,7 @@ class BernoulliVAE(ZooModel):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if data_dim < 1 or latent_dim < 1:
-            raise ArgumentError(f"data_dim, latent_dim: expected positive, got {data_dim} and {latent_dim}.")
-        self.data_dim, self.latent_dim = data_dim, latent_dim
+        self.data_dim, self.latent_dim = check_count("data_dim", data_dim), check_count("latent_dim", latent_dim)
         self.encoder = GaussianEncoder(
             reading(data_dim, 2 * latent_dim, network=network, hidden=hidden, generator=generator(seed, "encoder"))
         )
@@ -116,7 +114,7 @@ class BernoulliVAE(ZooModel):
     def model(self, x: Tensor) -> None:
         """The generative model: site ``z`` (N, D), observed site ``x`` (N, X)."""
         register("decoder", self.decoder)
-        zero = self.decoder.last_bias.new_zeros(self.latent_dim)
+        zero = next(self.parameters()).new_zeros(self.latent_dim)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1))
             pyro.sample("x", dist.Independent(dist.Bernoulli(logits=self.decoder(z)), 1), obs=x)

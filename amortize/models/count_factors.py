@@ -36,12 +36,13 @@ def counts_of(x: Any) -> Tensor:
         If they are anything else.
     """
     data = matrix_of(x)
+    data = data if data.is_floating_point() else data.float()
     if not bool(((data >= 0) & (data == data.round())).all()):
         raise DataError(
             f"x: expected counts (0, 1, 2, ...), got values from {data.min().item():g} to {data.max().item():g}"
             f"{'' if bool((data == data.round()).all()) else ', not all of them whole'}."
         )
-    return data if data.is_floating_point() else data.float()
+    return data
 
 
 def log_linear(counts: Tensor, latent_dim: int, *, seed: int) -> nn.Linear:

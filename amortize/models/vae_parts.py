@@ -115,4 +115,7 @@ def bernoulli_parts(
 
 
 def _widths(network: str, hidden: Sequence[int] | None) -> tuple[int, ...]:
-    return HIDDEN[check_network(network)] if hidden is None else tuple(hidden)
+    check_network(network)
+    if hidden is not None and not isinstance(hidden, Sequence):
+        raise ArgumentError(f"hidden: expected widths or channels, as (64,), got {shown(hidden)}.")
+    return HIDDEN[network] if hidden is None else tuple(hidden)

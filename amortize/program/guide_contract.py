@@ -188,13 +188,24 @@ def verify_guide_densities(structure: Structure, messages: Messages, plate: str,
                 f"guide site {name!r} is under poutine.scale, so its density is not normalised. Take the scale off"
             )
         if isinstance(base_of(messages[name]["fn"]), Delta) and not (points and all_points):
-            raise GuideMismatchError(
-                f"guide site {name!r} is a point (Delta), which has no density over u. Start from the prior "
-                "(start='prior'), or give the site a distribution with spread"
-            )
+            raise GuideMismatchError(_no_density(name, [other for other in drawn if other != name], all_points))
         if structure.sites[name].discrete:
             _same_cardinality(name, structure.sites[name], messages[name]["fn"])
     return f"{named(drawn)} is a point: trained, but without a density" if drawn and all_points else "normalised"
+
+
+def _no_density(name: str, others: list[str], all_points: bool) -> str:
+    said = f"guide site {name!r} is a point (Delta), which has no density over u"
+    if not all_points:
+        return (
+            f"{said}, beside sites that may have one ({named(others)}). Give all of them a distribution with spread, "
+            "or make all of them points, which training by objective='beta-elbo' takes; evidence can do "
+            "without a guide (start='prior')"
+        )
+    return (
+        f"{said}. Give it a distribution with spread; or, for evidence, start from the prior (start='prior'), and for "
+        "training take objective='beta-elbo', which points have"
+    )
 
 
 def _same_cardinality(name: str, site: Site, fn: Any) -> None:
@@ -314,12 +325,23 @@ def verify_guide_supports(log_joint: LogJoint, head: Data) -> str:
     for name in structure.sites:
         if name not in messages:
             continue
-        if structure.sites[name].discrete:
+        if isinstance(base_of(messages[name]["fn"]), Delta):
+            _point_inside(name, model[name]["fn"], values[name])
+        elif structure.sites[name].discrete:
             _compare_atoms(name, model[name]["fn"], messages[name]["fn"])
         else:
             _no_wider(name, model[name]["fn"], messages[name]["fn"], values[name], gen)
             _no_narrower(name, model[name]["fn"], replayed[name]["fn"], probes[name])
     return "the supports are the model's"
+
+
+def _point_inside(name: str, model: Any, value: Tensor) -> None:
+    """A point's own support says nothing: where it stands does."""
+    if not bool(model.support.check(value).all()):
+        raise GuideMismatchError(
+            f"guide site {name!r} is a point outside the model's support, {model.support}. Take it there, as by "
+            "torch.distributions.biject_to(support)(network(x))"
+        )
 
 
 def _compare_atoms(name: str, model: Any, guide: Any) -> None:

@@ -166,7 +166,12 @@ def _built_in(study: Study, train: Any) -> tuple[Program, str | Objective]:
         model = builder(train, **settings)
         return model.program(), model.objective
     except TypeError as error:
-        raise SpecError(f"program.settings: {name} cannot be made: {error}") from error
+        parameters = inspect.signature(builder).parameters
+        given = [f"{key} = {settings[key]!r} ({parameters[key].annotation})" for key in named if key in settings]
+        raise SpecError(
+            f"program.settings: {name} cannot be made with {', '.join(given) or 'no settings'}"
+            f" ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _data(program: Program, arrays: Any, device: torch.device, path: Path | None) -> Data:

@@ -36,4 +36,7 @@ def refuse_unused(table: Table, choice: str, takes: Mapping[str, tuple[str, ...]
     for name in dict.fromkeys(name for names in takes.values() for name in names):
         if getattr(table, name) is not None and name not in takes.get(chosen, ()):
             takers = [repr(key) for key, names in takes.items() if name in names]
-            raise ValueError(f"{name} is for {choice} {' or '.join(takers)}, and {choice} is {chosen!r}: leave it out")
+            raise ValueError(
+                f"{name} is for {choice} {' or '.join(takers)}, and {choice} is {chosen!r}: leave it out, or set "
+                f"{choice} = {takers[0]}"
+            )

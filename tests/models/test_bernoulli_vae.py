@@ -69,7 +69,7 @@ def test_hidden_layers_mirror_and_may_be_missing():
 @pytest.mark.parametrize("sizes", [(0, 3, (4,)), (12, 0, (4,)), (12, 3, (0,))])
 def test_sizes_must_be_positive(sizes):
     data_dim, latent_dim, hidden = sizes
-    with pytest.raises(ArgumentError, match="positive"):
+    with pytest.raises(ArgumentError, match=r"positive|at least 1"):
         BernoulliVAE(data_dim, latent_dim, hidden=hidden)
 
 
@@ -129,3 +129,9 @@ def test_convolutions_take_squares():
         BernoulliVAE.from_data(torch.eye(12), network="conv")
     with pytest.raises(ArgumentError, match="network"):
         BernoulliVAE.from_data(torch.eye(12), network="cnn")
+
+
+def test_its_networks_may_be_replaced(x):
+    vae = BernoulliVAE.from_data(x, latent_dim=3, hidden=(8,))
+    vae.decoder = torch.nn.Linear(3, 12)
+    assert am.fit(vae.program(), x, num_steps=2).bound == "ELBO"

@@ -137,3 +137,9 @@ def test_what_is_refused(kind):
         factors.log_evidence_by_quadrature(counts())
     with pytest.raises(DataError, match="shape"):
         KINDS[kind].from_data(counts(), latent_dim=1).log_evidence_by_quadrature(torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_yes_and_no_are_counts(kind):
+    x = counts(5) > 3
+    assert KINDS[kind].from_data(x, latent_dim=2).program().check(x.float()).ok

@@ -109,3 +109,49 @@ def test_evidence_starts_from_the_prior_beside_it():
     exact = dist.Normal(0.0, 1.25**0.5).log_prob(X).sum(-1).numpy()
     result = am.evidence(Coder().program(), X, method=am.AIS(num_chains=32, num_temperatures=40))
     assert (np.abs(result.log_evidence - exact) < 4 * result.se).all()
+
+
+class Positive(nn.Module):
+    """A scale for each datapoint, as a point that is where ``placed`` puts it; a location beside it."""
+
+    def __init__(self, placed, *, spread: bool = False) -> None:
+        super().__init__()
+        self.placed, self.spread = placed, spread
+        self.slope = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            s = pyro.sample("s", dist.Gamma(x.new_tensor(2.0), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], s[..., None]).to_event(1), obs=x)
+
+    def guide(self, x):
+        code = self.slope * x
+        with pyro.plate("data", x.shape[0]):
+            z = dist.Normal(code[:, 0], 1.0) if self.spread else dist.Delta(code[:, 0])
+            pyro.sample("z", z)
+            pyro.sample("s", dist.Delta(self.placed(code[:, 1])))
+
+    def program(self) -> am.Program:
+        return am.Program(self.model, self.guide)
+
+
+def test_a_point_may_stand_inside_a_support_that_is_not_all_numbers():
+    program = Positive(torch.exp).program()
+    assert program.check(X).ok
+    assert am.fit(program, X, num_steps=2).bound == "log p(x, z) at a point, no bound"
+
+
+def test_a_point_outside_the_support_is_refused():
+    with pytest.raises(AmortizeError, match=r"'s' is a point outside the model's support.*biject_to"):
+        am.fit(Positive(lambda code: code).program(), X, num_steps=2)
+
+
+def test_points_beside_distributions_are_told_what_would_do():
+    with pytest.raises(AmortizeError, match=r"'s' is a point .* beside .*'z'.* make all of them points"):
+        am.fit(Positive(torch.exp, spread=True).program(), X, num_steps=2)
+
+
+def test_a_way_out_is_named_that_the_verb_has():
+    with pytest.raises(AmortizeError, match=r"for training take objective='beta-elbo'"):
+        am.fit(Coder().program(), X, objective="iwae", num_steps=2)

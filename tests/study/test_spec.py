@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "patience": ({"fit": {"patience": 3, "validation": 0.0}}, r"fit: patience needs a validation share above 0"),
     "of another method": (
         {"evidence": {"method": "smc", "num_chains": 8}},
-        r"evidence: num_chains is for method 'ais' or 'langevin' or 'auto', and method is 'smc': leave it out",
+        r"is for method 'ais' or 'langevin' or 'auto', and method is 'smc': leave it out, or set method = 'ais'",
     ),
     "of auto": ({"evidence": {"target_se": 0.1}}, r"evidence: target_se is for method 'auto', and method is 'ais'"),
     "of another kernel": (

@@ -10,7 +10,8 @@ import torch
 import amortize as am
 from amortize.errors import ArgumentError, DataError
 from amortize.models import FactorAnalysis, FlowGuideVAE
-from amortize.models.flow_guide_vae import GUIDES, FlowEncoder
+from amortize.models.flow_guide_vae import CONTEXT, GUIDES, LAYERS, FlowEncoder
+from amortize.models.flows import KINDS, Flow
 from amortize.models.networks import register
 from amortize.models.vae import DiagonalNormal
 from amortize.models.vae_parts import reading
@@ -51,6 +52,17 @@ def missed(analysis, x, program):
     weights = am.evidence(program, x, method=am.ImportanceSampling(num_draws=1))  # one draw: the ELBO
     gap = float(analysis.log_evidence(x).mean()) - float(weights.log_evidence.mean())
     return float(np.abs(np.array(found) - exact).max()), gap
+
+
+@pytest.mark.parametrize("guide", KINDS)
+def test_the_flow_is_of_the_kind_asked_for(guide):
+    """In three dimensions the kinds' weights have different shapes."""
+    x, _ = digits()
+    found = FlowGuideVAE.from_data(x, latent_dim=3, hidden=(8,), guide=guide).encoder.flow
+    shapes = {name: weights.shape for name, weights in found.state_dict().items()}
+    made = {kind: Flow(kind, 3, CONTEXT, num_layers=LAYERS).state_dict() for kind in KINDS}
+    alike = [kind for kind in KINDS if shapes == {name: weights.shape for name, weights in made[kind].items()}]
+    assert alike == [guide]
 
 
 @pytest.mark.parametrize("guide", GUIDES)

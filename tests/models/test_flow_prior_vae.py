@@ -7,7 +7,8 @@ import torch
 
 from amortize.errors import ArgumentError, DataError
 from amortize.models import FlowPriorVAE
-from amortize.models.flow_prior_vae import FlowPrior
+from amortize.models.flow_prior_vae import LAYERS, FlowPrior
+from amortize.models.flows import Flow
 from amortize.models.vae import StandardNormal
 from tests.statistics import z_value
 from tests.vaes import LATENT_DIM, MARGIN, digits, evidence_of, normal_prior_evidence, trained_alike
@@ -31,6 +32,18 @@ def test_the_contract(flow):
     assert report.ok, str(report)
     drawn, _ = vae.program().simulate(x[:8], seed=0)
     assert drawn["z"].shape == (8, 3)
+
+
+@pytest.mark.parametrize(("flow", "other"), [("coupling", "spline"), ("spline", "coupling")])
+def test_the_flow_is_of_the_kind_asked_for(flow, other):
+    x, _ = digits()
+    found = FlowPriorVAE.from_data(x, latent_dim=3, hidden=(8,), flow=flow).prior.flow
+    shapes, of_that, of_the_other = (
+        {name: weights.shape for name, weights in made.state_dict().items()}
+        for made in (found, Flow(flow, 3, num_layers=LAYERS), Flow(other, 3, num_layers=LAYERS))
+    )
+    assert shapes == of_that
+    assert shapes != of_the_other
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,9 @@ class Study(Table):
             *parents, key = dotted.split(".")
             table = tables
             for parent in parents:
-                table = table[parent] if isinstance(table.get(parent), dict) else table.setdefault(parent, {})
+                table = table.setdefault(parent, {})
+                if not isinstance(table, dict):
+                    raise SpecError(f"{dotted}: {parent!r} is no table, so it has no {key!r}; leave .{key} out")
             table[key] = value
         return type(self)(**tables)
 

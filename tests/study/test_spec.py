@@ -225,3 +225,9 @@ def test_reading_a_spec_needs_no_torch() -> None:
     code = "import sys, json, amortize.study.studies as s; s.digits(); print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+@pytest.mark.parametrize("key", ["fit.num_steps.x", "fit.beta.x"])
+def test_a_value_is_no_table(key):
+    with pytest.raises(SpecError, match=rf"{key}: '\w+' is no table"):
+        digits().with_values({key: 3})

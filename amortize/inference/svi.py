@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from tqdm.auto import tqdm
@@ -138,7 +139,8 @@ def fit(  # noqa: PLR0913 (the public face)
 def _in_words(objective: ELBO | Objective, program: Program, data: Data) -> str:
     """What was trained: a point has no ELBO."""
     bound = objective.bound if isinstance(objective, Objective) else "ELBO"
-    return "log p(x, z) at a point, no bound" if bound == "ELBO" and point_sites(program, data) else bound
+    point = point_sites(program, data) or (program.bound is not None and isinstance(program.bound.guide, AutoDelta))
+    return "log p(x, z) at a point, no bound" if bound == "ELBO" and point else bound
 
 
 def _bind(program: Program, data: Data, training: Training) -> None:

@@ -155,3 +155,9 @@ def test_points_beside_distributions_are_told_what_would_do():
 def test_a_way_out_is_named_that_the_verb_has():
     with pytest.raises(AmortizeError, match=r"for training take objective='beta-elbo'"):
         am.fit(Coder().program(), X, objective="iwae", num_steps=2)
+
+
+def test_what_an_auto_delta_was_trained_by_is_called_no_bound():
+    coder = Coder()
+    program = am.Program(coder.model, pyro.infer.autoguide.AutoDelta(coder.model))
+    assert am.fit(program, X, num_steps=1).bound == "log p(x, z) at a point, no bound"

@@ -35,6 +35,20 @@ def test_its_density_has_mass_one():
     torch.testing.assert_close(mass, torch.ones((), dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+def test_two_layers_let_each_latent_move_with_every_other():
+    """Their orders turn round: with one order for both, the first latent would lean on no other."""
+
+    def noise(z):
+        for transform in prior(3)().transforms:
+            z = transform(z)
+        return z
+
+    jacobian = torch.autograd.functional.jacobian(
+        noise, torch.randn(3, dtype=torch.float64, generator=generator(1, "z"))
+    )
+    assert bool((jacobian.abs() > 1e-9).all())
+
+
 def test_one_layer_conditions_each_latent_on_those_before():
     layer = prior(3, num_layers=1).layers[0]()
     jacobian = torch.autograd.functional.jacobian(layer, torch.randn(3, dtype=torch.float64))

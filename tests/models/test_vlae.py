@@ -70,6 +70,7 @@ def test_it_keeps_the_contract():
     program = vlae.program()
     report = program.check(x)
     assert report.ok, str(report)
+    assert vlae.objective == am.BetaELBO(warmup=0.2)
     am.fit(program, x, objective=vlae.objective, num_steps=3)
     latents, observed = program.simulate(x, seed=0)
     assert latents["z"].shape == (6, 3)

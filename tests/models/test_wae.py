@@ -79,7 +79,7 @@ def test_the_contract(kind, digits):
 @pytest.mark.parametrize("kind", KINDS)
 def test_convolutions_and_the_weight_of_the_penalty(kind, digits):
     wae = KINDS[kind].from_data(digits, latent_dim=3, network="conv", hidden=(4,), weight=7.0)
-    assert wae.objective.penalties[0].weight == 7.0
+    assert wae.objective.penalties == ({"mmd": am.MMD, "gan": am.Adversary}[kind](weight=7.0),)
     assert wae.objective.beta == 0.0
     assert wae.program().check(digits[:5]).ok
 

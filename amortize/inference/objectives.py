@@ -109,7 +109,7 @@ def is_direct(objective: ELBO | Objective, program: Program, data: Data) -> bool
 
 
 def resolve_objective(objective: str | ELBO | Objective, program: Program, data: Data) -> ELBO | Objective:
-    """The objective; "auto" is "enum-elbo" where the guide leaves discrete latents to be summed out, else "elbo".
+    """The objective; "auto" is the program's own, "enum-elbo" where the guide leaves discrete latents out, or "elbo".
 
     The ELBO of a guide that is a point is ``BetaELBO()``, which takes the log joint there.
 
@@ -119,6 +119,8 @@ def resolve_objective(objective: str | ELBO | Objective, program: Program, data:
         If the guide leaves discrete latents out and the objective does not sum over them.
     """
     left_out = _left_out(program, data)
+    if objective == "auto" and program.objective is not None:
+        objective = program.objective
     if objective in ("auto", "elbo") and not left_out and point_sites(program, data):
         return BetaELBO()
     if objective == "auto":

@@ -66,12 +66,12 @@ def fit(  # noqa: PLR0913 (the public face)
         The program (with a guide) and its data.
     objective
         "elbo" (Trace_ELBO), "graph-elbo" (TraceGraph_ELBO), "mean-field-elbo" (TraceMeanField_ELBO), "enum-elbo"
-        (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO. "auto" is "enum-elbo" where the guide leaves
-        discrete latents out, and "elbo" everywhere else. Tighter bounds, each for every datapoint by itself: "iwae",
-        "wake-sleep", "l-mcvae", "a-mcvae", "dais", "mcd", or their settings, ``am.IWAE(num_particles=5)``,
-        ``am.WakeSleep``, ``am.LMCVAE``, ``am.AMCVAE``, ``am.DAIS``, ``am.MCD``; "semi-amortized",
-        ``am.SemiAmortized``, the ELBO after a few refinement steps; and "beta-elbo", ``am.BetaELBO``, distortion and
-        rate at a price, which takes guides that are points, too.
+        (TraceEnum_ELBO: discrete latents summed out), or a Pyro ELBO. "auto" is a model of ``am.models``'s own, else
+        "enum-elbo" where the guide leaves discrete latents out, and "elbo" everywhere else. Tighter bounds, each for
+        every datapoint by itself: "iwae", "wake-sleep", "l-mcvae", "a-mcvae", "dais", "mcd", or their settings,
+        ``am.IWAE(num_particles=5)``, ``am.WakeSleep``, ``am.LMCVAE``, ``am.AMCVAE``, ``am.DAIS``, ``am.MCD``;
+        "semi-amortized", ``am.SemiAmortized``, the ELBO after a few refinement steps; and "beta-elbo",
+        ``am.BetaELBO``, distortion and rate at a price, which takes guides that are points, too.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
     seed, device

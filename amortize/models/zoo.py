@@ -46,8 +46,10 @@ class ZooModel(nn.Module, ABC):
         """The amortized posterior."""
 
     def program(self) -> Program:
-        """Model and guide as an `amortize.Program`."""
-        return Program(self.model, self.guide)
+        """Model and guide as an `amortize.Program`, which ``am.fit`` trains by the model's objective."""
+        program = Program(self.model, self.guide)
+        program.objective = self.objective
+        return program
 
 
 @dataclass(frozen=True)

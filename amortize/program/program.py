@@ -129,6 +129,7 @@ class Program(nn.Module):
             self.model.fills_plates = self.guide.fills_plates = True
         if whole and plate is not None:
             raise ArgumentError(f"plate: expected none where whole=True (no plate indexes datapoints), got {plate!r}")
+        self.objective: Any = None  # what am.fit's "auto" is, where whoever made the program knows better
         self._adopted = False
         self._givens: tuple[str, ...] = ()
         self._fitting: set[str] = set()  # names in condition whose values fit their sites

@@ -281,3 +281,11 @@ def test_a_file_of_data_is_studied_too(tmp_path: Path) -> None:
 def test_factor_analysis_with_its_other_guides(guide: Any) -> None:
     model = models.FactorAnalysis.random(2, 6)
     assert model.program(guide).check(model.simulate(5)).ok
+
+
+def test_a_program_of_the_zoo_is_trained_by_its_model_s_objective():
+    vae = MODELS["beta-vae"].from_data(torch.eye(6), latent_dim=2, hidden=(4,), beta=3.0)
+    assert (
+        am.fit(vae.program(), torch.eye(6), num_steps=1).bound == vae.objective.bound == "distortion + 3 rate, no bound"
+    )
+    assert am.fit(vae.program(), torch.eye(6), objective="elbo", num_steps=1).bound == "ELBO"

@@ -115,6 +115,7 @@ def fit(  # noqa: PLR0913 (the public face)
     _bind(program, data, training)
     valid = None if training.validation is None else program.prepare(training.validation, device=device)
     made = resolve_objective(objective, program, data)
+    bound = _in_words(made, program, data)
     run = _Run(program, made, training, num_steps, stream_seed(seed, "fit"))
     begin = time.perf_counter()
     run.train(data, valid, begin)
@@ -131,7 +132,7 @@ def fit(  # noqa: PLR0913 (the public face)
         seconds=time.perf_counter() - begin,
         stopped_early=run.stopped_early,
         interrupted=run.interrupted,
-        bound=_in_words(made, program, data),
+        bound=bound,
         extra={} if run.loss is None else run.loss.own_state(),
     )
 

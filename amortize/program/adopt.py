@@ -46,6 +46,10 @@ class ParameterScope(nn.Module):
         self._names: dict[Tensor, str] = {}
         self._told: dict[str, nn.Module] = {}  # networks by the name under which they were stated since then
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is remembered of the last look: it has Pyro's weak references, and a copy has other tensors."""
+        return self.__dict__ | {"_settled": {}, "_names": {}, "_told": {}}
+
     def borrow(self, networks: nn.Module) -> None:
         """Leave the parameters of ``networks`` with them: they have an owner already."""
         self._lenders.append(networks)

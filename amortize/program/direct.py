@@ -36,7 +36,8 @@ Message = dict[str, Any]
 def has_paths(program: Program, data: Data) -> bool:
     """Whether the guide draws each of its sites with a gradient, on a few datapoints."""
     assert program.guide is not None
-    head = head_of(data) if program.bound is None and not program.whole else data
+    rows_hang_together = program.bound is not None or program.whole or program.guide.per_datapoint
+    head = data if rows_hang_together else head_of(data)
     with program.evaluating():
         messages = run_recorded(program.guide, head)
     return all(msg["fn"].has_rsample for msg in messages.values())

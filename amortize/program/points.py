@@ -15,6 +15,7 @@ from pyro.distributions import Delta
 from amortize.errors import NotIndependentError
 from amortize.program.data import Data
 from amortize.program.discover import run_recorded
+from amortize.program.explain import explained
 from amortize.program.guide import TracedGuide
 from amortize.program.handlers import base_of
 from amortize.program.probes import head_of
@@ -32,10 +33,10 @@ def is_point(msg: Mapping[str, Any]) -> bool:
 
 
 def point_sites(program: Program, data: Data) -> tuple[str, ...]:
-    """Names of the latents at which a hand-written guide is a point; one run of it on a few datapoints."""
-    if program.guide is None or program.bound is not None or program.whole:
+    """Names of the latents at which an amortized guide is a point; one run of it on a few datapoints."""
+    if program.guide is None or program.guide.per_datapoint or program.bound is not None or program.whole:
         return ()
-    with program.evaluating():
+    with program.evaluating(), explained("the guide", data):
         messages = run_recorded(program.guide, head_of(data))
     latents = program.structure(data).sites
     return tuple(name for name, msg in messages.items() if name in latents and is_point(msg))

@@ -279,5 +279,5 @@ def test_so_do_they_where_the_program_has_run_on_others_before():
     model = am.models.FactorAnalysis.random(latent_dim=2, data_dim=3)
     program = model.program()
     program.prepare(model.simulate(4))
-    with pytest.raises(DataError, match=r"the model does not fit the sizes of the data .*float32 \(6, 5\)"):
+    with pytest.raises(DataError, match=r"the guide does not fit the sizes of the data .*float32 \(6, 5\)"):
         am.gaps(program, torch.zeros(6, 5))

@@ -167,7 +167,8 @@ def evidence(found: Trained, data: Sample, seed: int, options: argparse.Namespac
         row |= of("elbo", np.array(values["elbo"]))
         row |= of("gap", np.array(values["log_evidence"]) - np.array(values["elbo"]))
     if callable(exact := getattr(found.model, "log_evidence", None)):
-        row["exact"] = float(exact(data.test if program.whole else head(data.test, last)).mean())
+        values_at = exact(data.test if program.whole else head(data.test, last))
+        row["exact"] = float(torch.as_tensor(values_at).detach().mean())
     return row | {"evidence_seconds": time.process_time() - begin}
 
 

@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from amortize.errors import ArgumentError, check_count, shown
 from amortize.models.convolutions import ConvDecoder, ConvEncoder
 from amortize.models.networks import MLP
+from amortize.models.point_parts import Columns, Point
 from amortize.models.vae import Bernoulli, DiagonalNormal, StandardNormal, log_odds_of_means, matrix_of
 from amortize.random import generator
 
-__all__ = ["NetworkKind", "Parts", "bernoulli_decoder", "bernoulli_parts", "check_network", "reading", "writing"]
+__all__ = [
+    "NetworkKind",
+    "Parts",
+    "bernoulli_decoder",
+    "bernoulli_parts",
+    "check_network",
+    "point_parts",
+    "reading",
+    "writing",
+]
 
 NetworkKind = Literal["mlp", "conv", "residual"]
 """A multilayer perceptron, strided convolutions, or those with residual blocks; both of the latter take squares."""
@@ -111,6 +121,25 @@ def bernoulli_parts(
         "prior": StandardNormal(latent_dim),
         "decoder": bernoulli_decoder(data, latent_dim, network=network, hidden=hidden, seed=seed),
         "encoder": DiagonalNormal(read),
+    }
+
+
+def point_parts(x: Any, latent_dim: int, *, network: str, hidden: Sequence[int] | None, seed: int) -> Parts:
+    """Prior, decoder and encoder for binary ``x`` (N, X) whose encoder is a point, beginning at the data's means.
+
+    Raises
+    ------
+    DataError
+        ``x`` is not a matrix of zeros and ones, or its rows are all alike.
+    ArgumentError
+        Settings that don't fit.
+    """
+    data = matrix_of(x, binary=True)
+    code = reading(data.shape[1], latent_dim, network=network, hidden=hidden, generator=generator(seed, "encoder"))
+    return {
+        "prior": StandardNormal(latent_dim),
+        "decoder": bernoulli_decoder(data, latent_dim, network=network, hidden=hidden, seed=seed),
+        "encoder": Point(code, Columns.of(data)),
     }
 
 

@@ -15,10 +15,8 @@ from typing import Any, Self, final
 
 from amortize.inference.adversarial import Adversary
 from amortize.inference.beta import BetaELBO
-from amortize.models.point_parts import Columns, Point
-from amortize.models.vae import VAE, StandardNormal, matrix_of
-from amortize.models.vae_parts import NetworkKind, bernoulli_decoder, reading
-from amortize.random import generator
+from amortize.models.vae import VAE
+from amortize.models.vae_parts import NetworkKind, point_parts
 
 __all__ = ["AdversarialWAE"]
 
@@ -67,12 +65,5 @@ class AdversarialWAE(VAE):
         ArgumentError
             Settings that don't fit.
         """
-        data = matrix_of(x, binary=True)
-        stream = generator(seed, "encoder")
-        code = reading(data.shape[1], latent_dim, network=network, hidden=hidden, generator=stream)
-        return cls(
-            prior=StandardNormal(latent_dim),
-            decoder=bernoulli_decoder(data, latent_dim, network=network, hidden=hidden, seed=seed),
-            encoder=Point(code, Columns.of(data)),
-            objective=BetaELBO(beta=0.0, penalties=(Adversary(weight=weight),)),
-        )
+        parts = point_parts(x, latent_dim, network=network, hidden=hidden, seed=seed)
+        return cls(**parts, objective=BetaELBO(beta=0.0, penalties=(Adversary(weight=weight),)))

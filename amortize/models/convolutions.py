@@ -177,7 +177,10 @@ def side_of(data_dim: int) -> int:
     """
     side = math.isqrt(max(0, data_dim))
     if side < 1 or side * side != data_dim:
-        raise ArgumentError(f"data: convolutions take square images, as 64 or 784 pixels, got {data_dim} columns.")
+        raise ArgumentError(
+            f"x: expected square images, rows of side * side pixels (64, 784), got {data_dim} columns. Take a model "
+            "of any columns (network='mlp' where it has one; `amortize models` lists them)"
+        )
     return side
 
 

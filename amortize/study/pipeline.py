@@ -97,7 +97,8 @@ class Pipeline:
         if self.program.guide is None or not any(p.requires_grad for p in self.program.parameters()):
             return None
         spec = self.study.fit
-        objective = self.prepared.objective if spec.objective == "auto" else objective_of(spec)
+        own = self.program.objective if spec.objective == "auto" else None
+        objective = objective_of(spec) if own is None else own
         training = Training(
             learning_rate=spec.learning_rate,
             batch_size=spec.batch_size,

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from amortize.data import Dataset, load
 from amortize.errors import AmortizeError, ArgumentError, DataError, SpecError
-from amortize.inference.objective import Objective
 from amortize.models import MODELS
 from amortize.program.check import CheckReport, verify_finite
 from amortize.program.data import Data
@@ -42,9 +41,8 @@ __all__ = ["Prepared", "check_target", "load_program", "observed", "prepare", "r
 class Prepared:
     """A program and its data, checked against each other; ``program_hash`` stands for how it was made.
 
-    ``labels`` (N,) are those of the evaluated datapoints by which gaps are told apart, or None. ``objective`` is the
-    model's own if it is of the zoo, else "auto". ``guided`` says whether there is a guide with an ELBO, which a
-    point has not.
+    ``labels`` (N,) are those of the evaluated datapoints by which gaps are told apart, or None. ``guided`` says
+    whether there is a guide with an ELBO, which a point has not.
     """
 
     program: Program
@@ -54,7 +52,6 @@ class Prepared:
     split: Split
     labels: NDArray[Any] | None
     program_hash: str
-    objective: str | Objective
     guided: bool
 
 
@@ -73,9 +70,8 @@ def prepare(study: Study) -> Prepared:
         program = load_program(study.program.target, settings=study.program.settings, seed=study.seed)
     allow_nan = program is not None and program.allow_nan
     split = load_split(study.data, validation=study.fit.validation, allow_nan=allow_nan)
-    objective: str | Objective = "auto"
     if program is None:
-        program, objective = _built_in(study, split.train)
+        program = _built_in(study, split.train)
     if program.whole:  # what was held out is one datapoint
         split = replace(split, rows=np.zeros(1, dtype=np.int64), labels=None)
     path = split_target(study.program.target)[0] if is_program_file(study.program.target) else None
@@ -85,7 +81,7 @@ def prepare(study: Study) -> Prepared:
     guided = has_density(program, evaluated)
     _check_start(study, program, guided)
     labels = labels_of(study.ledger.labels, split, evaluated)
-    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path), objective, guided)
+    return Prepared(program, train, validation, evaluated, split, labels, _program_hash(study, path), guided)
 
 
 def load_program(target: str, *, settings: dict[str, Any] | None = None, seed: int = 0) -> Program:
@@ -143,8 +139,8 @@ def _check_settings(function: Callable[..., Any], settings: dict[str, Any], targ
         )
 
 
-def _built_in(study: Study, train: Any) -> tuple[Program, str | Objective]:
-    """A model of the zoo as a program, and what it is trained by."""
+def _built_in(study: Study, train: Any) -> Program:
+    """A model of the zoo as a program, which knows its objective."""
     name, settings = study.program.target, study.program.settings
     if name not in MODELS:
         raise SpecError(
@@ -163,8 +159,8 @@ def _built_in(study: Study, train: Any) -> tuple[Program, str | Objective]:
     if isinstance(train, dict) and MODELS[name].data != "labelled":
         raise DataError(f"data: {name} takes one array, got {', '.join(train)}")
     try:
-        model = builder(train, **settings)
-        return model.program(), model.objective
+        program: Program = builder(train, **settings).program()
+        return program
     except TypeError as error:
         parameters = inspect.signature(builder).parameters
         given = [f"{key} = {settings[key]!r} ({parameters[key].annotation})" for key in named if key in settings]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amortize.diagnostics.codebooks import CodebookUsage, code_information, codebook_usage
 from amortize.diagnostics.psis import MIN_TAIL, PSIS, khat_threshold, psis
 from amortize.diagnostics.trust import Trust, assess
 from amortize.diagnostics.weights import effective_sample_size, log_evidence_se, log_mean_exp
@@ -9,8 +10,11 @@ from amortize.diagnostics.weights import effective_sample_size, log_evidence_se,
 __all__ = [
     "MIN_TAIL",
     "PSIS",
+    "CodebookUsage",
     "Trust",
     "assess",
+    "code_information",
+    "codebook_usage",
     "effective_sample_size",
     "khat_threshold",
     "log_evidence_se",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amortize.inference.auto_guide import auto_guide as auto_guide
     from amortize.inference.bdmc import bdmc as bdmc
     from amortize.inference.beta import BetaELBO as BetaELBO
+    from amortize.inference.concrete import ConcreteELBO as ConcreteELBO
     from amortize.inference.contraction import Contraction as Contraction
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from amortize.inference.ula import ULA as ULA
     from amortize.inference.wake_sleep import WakeSleep as WakeSleep
     from amortize.program.program import Program as Program
+    from amortize.program.relaxed import RelaxedBernoulli as RelaxedBernoulli
+    from amortize.program.relaxed import RelaxedOneHotCategorical as RelaxedOneHotCategorical
     from amortize.report.tree import to_datatree as to_datatree
     from amortize.study.compare import Comparison as Comparison
     from amortize.study.compare import compare as compare
@@ -90,6 +93,9 @@ _HOMES = {
     "HMC": "amortize.inference.hmc",
     "IAF": "amortize.inference.families.flow",
     "BetaELBO": "amortize.inference.beta",
+    "RelaxedOneHotCategorical": "amortize.program.relaxed",
+    "RelaxedBernoulli": "amortize.program.relaxed",
+    "ConcreteELBO": "amortize.inference.concrete",
     "IWAE": "amortize.inference.iwae",
     "ImportanceSampling": "amortize.inference.importance",
     "LMCVAE": "amortize.inference.annealed_objectives",
@@ -147,6 +153,7 @@ __all__ = [
     "Auto",
     "BetaELBO",
     "Comparison",
+    "ConcreteELBO",
     "Contraction",
     "Coupling",
     "Diffusion",
@@ -163,6 +170,8 @@ __all__ = [
     "Mixture",
     "Program",
     "Refinement",
+    "RelaxedBernoulli",
+    "RelaxedOneHotCategorical",
     "Sandwich",
     "SemiAmortized",
     "Spline",

@@ -232,7 +232,7 @@ def encoder_under_the_decoders_name() -> Breach:
     )  # fmt: skip
 
 
-def relaxed_for_a_discrete_site() -> Breach:
+def relaxed_for_another_site() -> Breach:
     def model(x):
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -242,9 +242,9 @@ def relaxed_for_a_discrete_site() -> Breach:
     def guide(x):
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(x, 1.0))
-            pyro.sample("k", dist.RelaxedOneHotCategorical(torch.tensor(0.5), torch.ones(3) / 3))
+            pyro.sample("k", dist.RelaxedBernoulli(torch.tensor(0.5), torch.ones(x.shape[0], 3) / 3).to_event(1))
 
-    names = ("'k'", "RelaxedOneHotCategorical")
+    names = ("'k'", "Bernoulli", "2", "3")
     return Breach(model, "guide-density", GuideMismatchError, names, ("discrete",), guide=guide, verb="posterior")
 
 
@@ -254,6 +254,6 @@ GUIDE_BREACHES: dict[str, Callable[[], Breach]] = {
         misses_a_site, samples_one_more, has_a_factor, observes, without_the_plate, one_site_outside,
         another_dimension, another_shape, missing_to_event, support_too_wide,
         support_too_narrow, draws_nan, a_point, scaled, centres_the_data, random_numbers, functional_dropout,
-        encoder_in_training, samples_at_random, encoder_under_the_decoders_name, relaxed_for_a_discrete_site,
+        encoder_in_training, samples_at_random, encoder_under_the_decoders_name, relaxed_for_another_site,
     )
 }  # fmt: skip

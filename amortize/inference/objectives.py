@@ -19,6 +19,7 @@ from amortize.errors import ArgumentError, shown
 from amortize.inference.amcvae import AMCVAE
 from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
 from amortize.inference.beta import BetaELBO
+from amortize.inference.concrete import ConcreteELBO
 from amortize.inference.iwae import IWAE
 from amortize.inference.objective import Objective
 from amortize.inference.penalty import Penalty
@@ -29,6 +30,7 @@ from amortize.program.direct import direct_elbo, has_paths
 from amortize.program.discover import run_recorded
 from amortize.program.points import point_sites
 from amortize.program.program import Program
+from amortize.program.relaxing import says_relaxed
 
 __all__ = ["BOUNDS", "OBJECTIVES", "is_direct", "loss_of", "make_objective", "name_of", "resolve_objective"]
 
@@ -39,7 +41,7 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "enum-elbo": TraceEnum_ELBO,
 }
 """Pyro's own, summed over the data plate."""
-_BOUNDS = (BetaELBO, IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD, SemiAmortized)
+_BOUNDS = (BetaELBO, ConcreteELBO, IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD, SemiAmortized)
 BOUNDS: dict[str, Callable[[], Objective]] = {kind.name: kind for kind in _BOUNDS}
 """Tighter bounds, one for each datapoint."""
 
@@ -111,6 +113,8 @@ def is_direct(objective: ELBO | Objective, program: Program, data: Data) -> bool
 def resolve_objective(objective: str | ELBO | Objective, program: Program, data: Data) -> ELBO | Objective:
     """The objective; "auto" is the program's own, "enum-elbo" where the guide leaves discrete latents out, or "elbo".
 
+    A guide whose discrete latents are all relaxed is trained so, ``ConcreteELBO()``.
+
     The ELBO of a guide that is a point is ``BetaELBO()``, which takes the log joint there.
 
     Raises
@@ -123,6 +127,8 @@ def resolve_objective(objective: str | ELBO | Objective, program: Program, data:
         objective = program.objective
     if objective in ("auto", "elbo") and not left_out and point_sites(program, data):
         return BetaELBO()
+    if objective == "auto" and not left_out and says_relaxed(program, data):
+        return ConcreteELBO()
     if objective == "auto":
         return make_objective("enum-elbo" if left_out else "elbo")
     made = make_objective(objective)

@@ -13,7 +13,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -191,6 +191,7 @@ class Adopted(nn.Module):
         self.fills_plates = False  # plates that subsample take everything in training too
         self.per_datapoint: tuple[str, ...] = ()  # names of parameters with an entry a datapoint
         self.scale = 1.0  # that the user put over the whole program: divided out
+        self.twins: Messenger | None = None  # what stands in for a guide's relaxed distributions
         self._transforms: list[Transform] | None = None
         self._function = (function,)  # in a tuple, so that a module is registered once, among the networks
 
@@ -251,7 +252,8 @@ class Adopted(nn.Module):
         if self.scale != 1.0:
             function = poutine.scale(function, scale=1 / self.scale)
         self._forget_transforms()
-        with self.scope.active(), plates(whole=self.fills_plates or not self.training):
+        twins = nullcontext() if self.twins is None else self.twins
+        with self.scope.active(), plates(whole=self.fills_plates or not self.training), twins:
             return function(*args, **kwargs)
 
     def _forget_transforms(self) -> None:

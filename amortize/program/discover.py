@@ -213,7 +213,8 @@ def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
     discrete = bool(fn.support.is_discrete)
     shape = _drop(value, front)
     free = () if discrete else _drop(biject_to(fn.support).inv(value), front)
-    atom_ndim = len(base_of(fn).event_shape)
+    listed = _atoms(fn) if discrete else None
+    atom_ndim = len(base_of(fn).event_shape) if listed is None else listed.dim() - 1
     return Site(
         name=name,
         support=support_name(fn.support),
@@ -226,16 +227,16 @@ def _site(name: str, msg: Mapping[str, Any], plate: str, start: int) -> Site:
         data_dim=dim,
         batch_ndim=batch_ndim,
         variables=shape[: len(shape) - atom_ndim] if discrete else (),
-        cardinality=_cardinality(fn) if discrete else 0,
+        cardinality=0 if listed is None else len(listed),
         annotation=(msg["infer"] or {}).get("enumerate"),
     )
 
 
-def _cardinality(fn: Any) -> int:
+def _atoms(fn: Any) -> Tensor | None:
     try:
-        return len(atoms(fn))
+        return atoms(fn)
     except (NotImplementedError, ValueError):
-        return 0
+        return None
 
 
 def require_density(name: str, fn: Any) -> None:

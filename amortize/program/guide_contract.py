@@ -216,8 +216,8 @@ def _same_cardinality(name: str, site: Site, fn: Any) -> None:
     if count != site.cardinality:
         raise GuideMismatchError(
             f"guide site {name!r} is {type(base_of(fn)).__name__} with {count or 'no list of'} values, the model's is "
-            f"discrete with {site.cardinality}. A relaxed guide is scored as the discrete one that it stands for: give "
-            "that one to am.Program"
+            f"discrete with {site.cardinality}. Give both the same distribution; a relaxation is scored as the "
+            "discrete distribution that it stands for, so it must be the model's own"
         )
 
 

@@ -19,7 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, biject_to
+from torch.distributions import Bernoulli, Independent, biject_to, constraints
 from torch.nn.functional import softplus
 
 from amortize.errors import ContractError, DynamicStructureError, UnboundedDiscreteError
@@ -214,12 +214,18 @@ def log_factor(msg: Mapping[str, Any], sites: Mapping[str, Site], plate: str) ->
 def atoms(fn: Any) -> Tensor:
     """The values that each variable of a discrete distribution can take, (K, ...) with its event shape.
 
+    A distribution over a vector of integers, whatever their dependence, has as many variables: (K,).
+
     Raises
     ------
     NotImplementedError
         If they cannot be listed.
     """
     inner = base_of(fn)
+    if inner.event_shape and isinstance(inner.support, constraints.independent):
+        each = inner.support.base_constraint
+        if isinstance(each, constraints._IntegerInterval):
+            return torch.arange(int(each.lower_bound), int(each.upper_bound) + 1)
     support: Tensor = inner.enumerate_support(expand=False)
     return support.reshape((len(support), *inner.event_shape))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from amortize.errors import AmortizeWarning, ArgumentError, ContractError, GuideDataError, check_count
@@ -35,6 +36,7 @@ from amortize.program.hidden import hidden_sites
 from amortize.program.joint import CompiledLogJoint
 from amortize.program.names import refuse_shared_names
 from amortize.program.options import check_callable, check_flag, check_givens, read_condition
+from amortize.program.relaxing import Twins
 from amortize.program.runtime import undisturbed
 from amortize.program.scales import common_scale
 from amortize.program.simulate import reconstruct, simulate
@@ -232,6 +234,8 @@ class Program(nn.Module):
             raise ArgumentError(f"condition: the model has no site named {', '.join(map(repr, unknown))}")
         self._check_condition(structure, data)
         self._givens = tuple(name for name in self.condition if self.whole or name in structure.outside)
+        if self.guide is not None and self.bound is None and isinstance(self.guide.twins, Twins | None):
+            self.guide.twins = Twins(structure.discrete) if structure.discrete else None
         structure = self._with_discrete(structure, data) if structure.discrete else structure
         return self._with_hidden(structure, data) if structure.hidden else structure
 
@@ -322,6 +326,16 @@ class Program(nn.Module):
             yield
         finally:
             self.discrete = own
+
+    @contextmanager
+    def relaxing(self, relax: Messenger) -> Iterator[None]:
+        """Inside, ``relax`` stands between the guide's discrete sites and what runs it: for training alone."""
+        assert self.guide is not None
+        twins, self.guide.twins = self.guide.twins, relax
+        try:
+            yield
+        finally:
+            self.guide.twins = twins
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers by name."""

@@ -5,19 +5,22 @@ r"""A program in training as distortion and rate: what an observation costs give
 
 The rate of a site is in closed form where torch knows the divergence of guide and model there and the guide draws after
 all that the model's conditional may depend on, and is log q - log p of the draw elsewhere. A guide that is a point
-(Delta) has no density: its rate is -log p(z), so that the ELBO becomes log p(x, z) at the point. Modules stay in the
-mode they are in. Letters: K particles, N datapoints, B = K * N rows (particle-major), V variables of a site.
+(Delta) has no density: its rate is -log p(z), so that the ELBO becomes log p(x, z) at the point. Where discrete latents
+are relaxed (`amortize.program.relaxing`), a rate is that of the discrete distributions, in closed form or at the
+relaxed value, or that of the relaxations. Modules stay in the mode they are in. Letters: K particles, N datapoints, B =
+K * N rows (particle-major), V variables of a site.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Independent, OneHotCategorical, kl_divergence
 
 from amortize.errors import ArgumentError, DiscreteLatentError
 from amortize.program.data import Data
@@ -36,8 +39,9 @@ from amortize.program.handlers import (
 )
 from amortize.program.masks import log_stand_in, mask_of
 from amortize.program.program import Program
+from amortize.program.relaxing import Relax
 from amortize.program.runtime import filled_plates
-from amortize.program.sites import Structure
+from amortize.program.sites import Site, Structure
 
 __all__ = ["RatedRun", "require_rates"]
 
@@ -67,35 +71,52 @@ class RatedRun(NamedTuple):
         return total
 
     @classmethod
-    def of(cls, program: Program, structure: Structure, data: Data, num_particles: int = 1) -> RatedRun:
-        """Run guide and model on a batch; draws from the global generators."""
+    def of(
+        cls,
+        program: Program,
+        structure: Structure,
+        data: Data,
+        num_particles: int = 1,
+        *,
+        relax: Relax | None = None,
+    ) -> RatedRun:
+        """Run guide and model on a batch; draws from the global generators.
+
+        ``relax`` draws the guide's discrete sites.
+        """
         folded = data.fold(num_particles)
         drawn, recorded = Record(), Record()
         assert program.guide is not None
+        relaxing = nullcontext() if relax is None else program.relaxing(relax)
+        soft = {} if relax is None else relax.drawn
         with unvalidated(), filled_plates(program):
-            with drawn:
+            with drawn, relaxing:
                 program.guide(*folded.args, **folded.kwargs)
             messages = {name: msg for name, msg in drawn.messages.items() if name in structure.sites}
             for name, msg in messages.items():
-                require_path(name, msg["fn"], pathwise=True)
+                require_path(name, msg["fn"], pathwise=name not in soft)
             values = {name: msg["value"] for name, msg in messages.items()}
             like = next(iter(values.values()), data.index.new_zeros((), dtype=structure.dtype)).new_zeros(())
             put = Substitute(structure.sites, LogTerms(folded.num_datapoints, like), values=values)
             with recorded, put:
                 program.trained_model(*folded.args, **folded.kwargs)
         closed = _drawn_in_order(list(messages), [name for name in recorded.messages if name in messages])
-        rates = {
-            name: _rate(msg, recorded.messages[name], structure, closed=name in closed)
-            for name, msg in messages.items()
-        }
+        rates = {}
+        for name, msg in messages.items():
+            model = recorded.messages[name]
+            if relax is not None and relax.relaxed_rates and name in soft:
+                each = soft[name].log_ratio(name, unmasked(model["fn"]), relax.prior_temperature)
+                rates[name] = _rows(each, structure.sites[name])
+            else:
+                rates[name] = _rate(msg, model, structure, closed=name in closed)
         log_likelihood, outside = _observed(recorded.messages, structure, folded.num_datapoints, like)
         aside = [log_density(m["fn"], m["value"]).sum() for m in drawn.messages.values() if m["is_observed"]]
         auxiliary = torch.stack(aside).sum() / num_particles if aside else like
         return cls(values, -log_likelihood, rates, outside, auxiliary)
 
 
-def require_rates(program: Program, structure: Structure) -> None:
-    """What the split into distortion and rate needs of a program.
+def require_rates(program: Program, structure: Structure, *, relaxed: bool = False) -> None:
+    """What the split into distortion and rate needs of a program, whose discrete latents may be ``relaxed``.
 
     Raises
     ------
@@ -110,10 +131,11 @@ def require_rates(program: Program, structure: Structure) -> None:
             "objective: distortion and rate are those of an amortized guide; for AutoGuides, parameters per datapoint "
             "and whole=True train by objective='elbo'"
         )
-    if structure.discrete:
+    if structure.discrete and not relaxed:
         raise DiscreteLatentError(
             f"the model has the discrete latent {structure.discrete[0]!r}, and this objective differentiates through "
-            "draws of every latent. Train by objective='enum-elbo', 'wake-sleep' or 'graph-elbo'"
+            "draws of every latent. Relax it, objective='concrete-elbo', or train by objective='enum-elbo', "
+            "'wake-sleep' or 'graph-elbo'"
         )
 
 
@@ -158,6 +180,11 @@ def _rate(guide: Message, model: Message, structure: Structure, *, closed: bool)
         each = torch.where(mask, _summed(each, site.batch_ndim), stand_in)
     elif mask is not None:
         each = torch.where(mask.reshape(*mask.shape, *[1] * (each.dim() - mask.dim())), each, 0.0)
+    return _rows(each, site)
+
+
+def _rows(each: Tensor, site: Site) -> Tensor:
+    """Rates with the data axis first, variables behind it: (B, V)."""
     return each.movedim(site.front, 0).reshape(each.shape[site.front], -1)
 
 
@@ -173,7 +200,7 @@ def _sampled(q: Any, p: Any, value: Tensor) -> Tensor:
     """Log q - log p at a value, variable by variable where both fall apart."""
     if _fall_apart(q, p):
         return _elementwise(q, value) - _elementwise(p, value)
-    return log_density(q, value) - log_density(p, value)
+    return _log_mass(q, value) - _log_mass(p, value)
 
 
 def _fall_apart(q: Any, p: Any) -> bool:
@@ -184,7 +211,18 @@ def _fall_apart(q: Any, p: Any) -> bool:
 
 def _elementwise(fn: Any, value: Tensor) -> Tensor:
     """Log density at a value, event dimensions that are independent kept."""
-    return log_density(fn.base_dist if isinstance(fn, Independent) else fn, value)
+    return _log_mass(fn.base_dist if isinstance(fn, Independent) else fn, value)
+
+
+def _log_mass(fn: Any, value: Tensor) -> Tensor:
+    """Log density at a value; a soft one-hot value takes its share of each category, as a soft bit does."""
+    if isinstance(fn, Independent):
+        inner = _log_mass(fn.base_dist, value)
+        dims = fn.reinterpreted_batch_ndims
+        return inner.sum(tuple(range(-dims, 0))) if dims else inner
+    if isinstance(fn, OneHotCategorical):
+        return (value * fn.logits.clamp_min(torch.finfo(value.dtype).min)).sum(-1)
+    return log_density(fn, value)
 
 
 def _summed(value: Tensor, batch_ndim: int) -> Tensor:

@@ -14,6 +14,7 @@ from amortize.models.flow_guide_vae import FlowGuideVAE
 from amortize.models.flow_prior_vae import FlowPriorVAE
 from amortize.models.gaussian_mixture import GaussianMixture
 from amortize.models.gaussian_vae import GaussianVAE
+from amortize.models.hidden_markov_model import HiddenMarkovModel
 from amortize.models.item_response import ItemResponse
 from amortize.models.iwae import ImportanceWeightedVAE
 from amortize.models.l_mcvae import LangevinVAE
@@ -55,6 +56,7 @@ __all__ = [
     "FlowPriorVAE",
     "GaussianMixture",
     "GaussianVAE",
+    "HiddenMarkovModel",
     "ImportanceWeightedVAE",
     "ItemResponse",
     "LangevinVAE",
@@ -129,6 +131,11 @@ MODELS: dict[str, ModelEntry] = {
         "Mixture of Gaussians, its component summed out; exact evidence",
         GaussianMixture,
         data="real",
+        fit={"learning_rate": 1e-2, "schedule": "cosine"},
+    ),
+    "hidden-markov-model": ModelEntry(
+        "Hidden Markov model: a chain of states, summed out; exact evidence",
+        HiddenMarkovModel,
         fit={"learning_rate": 1e-2, "schedule": "cosine"},
     ),
     "item-response": ModelEntry(

@@ -16,19 +16,18 @@ from typing import Any, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortize.errors import ArgumentError, DataError, check_count, check_number, shown
+from amortize.models.gaussian_mixture_parts import Components, clusters_of, moments_of
 from amortize.models.networks import register
 from amortize.models.vae import matrix_of
 from amortize.models.zoo import ZooModel
-from amortize.random import generator
 
 __all__ = ["Covariance", "GaussianMixture"]
 
 Covariance = Literal["diagonal", "full"]
 COVARIANCES = ("diagonal", "full")
-ROUNDS = 20  # of k-means
 
 
 class GaussianMixture(ZooModel):
@@ -63,7 +62,7 @@ class GaussianMixture(ZooModel):
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, *, floor: float = 1e-6) -> None:
         super().__init__()
         _check(weights, means, covariances)
-        self.components = _Components(weights, means, covariances, check_number("GaussianMixture floor", floor))
+        self.components = Components(weights, means, covariances, check_number("GaussianMixture floor", floor))
 
     @classmethod
     def from_data(
@@ -106,8 +105,8 @@ class GaussianMixture(ZooModel):
             raise DataError(
                 f"x: expected at least {num_components} different rows, got {len(data)} of variance {spread:g}."
             )
-        labels = _clusters(data.double(), num_components, seed)
-        weights, means, covariances = _moments(data.double(), labels, num_components)
+        labels = clusters_of(data.double(), num_components, seed)
+        weights, means, covariances = moments_of(data.double(), labels, num_components)
         if covariance == "diagonal":
             covariances = covariances.diagonal(dim1=-2, dim2=-1)
         least = floor * spread
@@ -162,48 +161,6 @@ class GaussianMixture(ZooModel):
         return log_joint
 
 
-class _Components(nn.Module):
-    """Their parameters, free ones; variances stay above the floor."""
-
-    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, floor: float) -> None:
-        super().__init__()
-        self.floor, self.full = floor, covariances.ndim == 3
-        self.log_weights = nn.Parameter(weights.detach().log())
-        self.means = nn.Parameter(means.detach().clone())
-        lower = _lower(covariances.detach(), floor) if self.full else covariances.detach() - floor
-        diagonal = lower.diagonal(dim1=-2, dim2=-1) if self.full else lower
-        if not bool((diagonal > 0).all()):
-            raise ArgumentError(f"GaussianMixture covariances: expected variances above the floor, {floor:g}")
-        self.log_excess = nn.Parameter(diagonal.log())
-        if self.full:
-            self.below = nn.Parameter(lower.tril(-1))
-
-    def scale(self) -> Tensor:
-        """Standard deviations (K, X), of the diagonal kind; on the diagonal of the factor, of the other."""
-        scale: Tensor = (self.floor + self.log_excess.exp()).sqrt()
-        return scale
-
-    def scale_tril(self) -> Tensor:
-        """Cholesky factors (K, X, X)."""
-        factor: Tensor = self.below.tril(-1) + self.scale().diag_embed()
-        return factor
-
-    def forward(self, k: Tensor) -> dist.Distribution:
-        """Of x given the component k (...)."""
-        if self.full:
-            return dist.MultivariateNormal(self.means[k], scale_tril=self.scale_tril()[k])
-        return dist.Independent(dist.Normal(self.means[k], self.scale()[k]), 1)
-
-
-def _lower(covariances: Tensor, floor: float) -> Tensor:
-    """Cholesky factors, their diagonal squared and less the floor."""
-    factor, failed = torch.linalg.cholesky_ex(covariances)
-    if bool(failed.any()):
-        raise ArgumentError("GaussianMixture covariances: expected positive definite matrices")
-    lower: Tensor = factor.tril(-1) + (factor.diagonal(dim1=-2, dim2=-1).square() - floor).diag_embed()
-    return lower
-
-
 def _check(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
     expected_ndims = {"weights": (weights, (1,)), "means": (means, (2,)), "covariances": (covariances, (2, 3))}
     for name, (value, ndims) in expected_ndims.items():
@@ -215,34 +172,3 @@ def _check(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
             f"GaussianMixture: expected positive weights (K,), means (K, X) and covariances (K, X) or (K, X, X), got "
             f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covariances.shape)}"
         )
-
-
-def _clusters(data: Tensor, num: int, seed: int) -> Tensor:
-    """Labels (N,) by k-means, begun far apart."""
-    stream = generator(seed, "k-means")
-    centres = data[torch.randint(len(data), (1,), generator=stream)]
-    while len(centres) < num:
-        nearest = torch.cdist(data, centres).amin(1).square()
-        chance = nearest if bool(nearest.sum() > 0) else torch.ones_like(nearest)
-        centres = torch.cat([centres, data[torch.multinomial(chance, 1, generator=stream)]])
-    labels = torch.cdist(data, centres).argmin(1)
-    for _ in range(ROUNDS):
-        member = torch.nn.functional.one_hot(labels, num).to(data)
-        count = member.sum(0)
-        moved = member.T @ data / count.clamp(min=1)[:, None]
-        centres = torch.where((count > 0)[:, None], moved, centres)
-        labels = torch.cdist(data, centres).argmin(1)
-    return labels
-
-
-def _moments(data: Tensor, labels: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and covariances of clusters, shrunk to those of all the data as if it had ten rows in each."""
-    weights, means, covariances = [], [], []
-    overall = torch.cov(data.T, correction=0).reshape(data.shape[1], -1)
-    for k in range(num):
-        rows = data[labels == k]
-        weights.append((len(rows) + 1.0) / (len(data) + num))
-        means.append(rows.mean(0) if len(rows) else data.mean(0))
-        away = rows - means[-1]
-        covariances.append((away.T @ away + 10 * overall) / (len(rows) + 10))
-    return data.new_tensor(weights), torch.stack(means), torch.stack(covariances)

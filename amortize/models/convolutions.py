@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from amortize.errors import ArgumentError, check_count, shown
 from amortize.models.networks import seeded_linear
 
-__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "side_of"]
+__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "seeded_convolution", "side_of", "sides_of"]
 
 KERNEL = 3
 _Convolution = TypeVar("_Convolution", nn.Conv2d, nn.ConvTranspose2d)
@@ -45,8 +45,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, *, generator: torch.Generator) -> None:
         super().__init__()
-        first = _seeded(nn.Conv2d(channels, channels, KERNEL, padding=1, device="meta"), generator)
-        second = _seeded(nn.Conv2d(channels, channels, KERNEL, padding=1, device="meta"), generator)
+        first = seeded_convolution(nn.Conv2d(channels, channels, KERNEL, padding=1, device="meta"), generator)
+        second = seeded_convolution(nn.Conv2d(channels, channels, KERNEL, padding=1, device="meta"), generator)
         nn.init.zeros_(second.weight)
         self.layers = nn.Sequential(nn.SiLU(), first, nn.SiLU(), second)
 
@@ -92,12 +92,12 @@ class ConvEncoder(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        sides = _sides(data_dim, channels)
+        sides = sides_of(data_dim, channels)
         self.side = sides[0]
         layers: list[nn.Module] = []
         for num_inputs, num in pairwise((1, *channels)):
             step = nn.Conv2d(num_inputs, num, KERNEL, stride=2, padding=1, device="meta")
-            layers += [_seeded(step, generator), *_block(num, residual, generator), nn.SiLU()]
+            layers += [seeded_convolution(step, generator), *_block(num, residual, generator), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.last = seeded_linear(channels[-1] * sides[-1] ** 2, num_outputs, generator=generator)
 
@@ -141,7 +141,7 @@ class ConvDecoder(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        sides = _sides(data_dim, channels)
+        sides = sides_of(data_dim, channels)
         self.start = (channels[0], sides[-1], sides[-1])
         num_first = math.prod(self.start)
         self.first = seeded_linear(num_inputs, num_first, generator=generator)
@@ -152,7 +152,7 @@ class ConvDecoder(nn.Module):
             step = nn.ConvTranspose2d(
                 num, num_outputs, KERNEL, stride=2, padding=1, output_padding=1 - side % 2, bias=False, device="meta"
             )
-            layers += [nn.SiLU(), *_block(num, residual, generator), _seeded(step, generator)]
+            layers += [nn.SiLU(), *_block(num, residual, generator), seeded_convolution(step, generator)]
         self.layers = nn.Sequential(*layers)
         self.last_bias = nn.Parameter(torch.zeros(data_dim))
 
@@ -184,8 +184,14 @@ def side_of(data_dim: int) -> int:
     return side
 
 
-def _sides(data_dim: int, channels: Sequence[int]) -> list[int]:
-    """The image's side and that after each step."""
+def sides_of(data_dim: int, channels: Sequence[int]) -> list[int]:
+    """The side of an image of ``data_dim`` pixels and that after each step that halves it.
+
+    Raises
+    ------
+    ArgumentError
+        No square, or channels that are none.
+    """
     if not channels:
         raise ArgumentError(f"channels: expected one number a step or more, as (16, 32), got {shown(channels)}.")
     sides = [side_of(data_dim)]
@@ -199,10 +205,13 @@ def _block(channels: int, residual: bool, generator: torch.Generator) -> list[nn
     return [nn.SiLU(), ResidualBlock(channels, generator=generator)] if residual else []
 
 
-def _seeded(empty: _Convolution, generator: torch.Generator) -> _Convolution:
-    """With He-uniform weights and a zero bias; of a transposed kernel an output sees what its stride leaves."""
+def seeded_convolution(empty: _Convolution, generator: torch.Generator) -> _Convolution:
+    """A convolution made on "meta", with He-uniform weights and a zero bias.
+
+    Of a transposed kernel an output sees what its stride leaves.
+    """
     layer = empty.to_empty(device="cpu")
-    seen = KERNEL**2 * layer.in_channels / (layer.stride[0] ** 2 if layer.transposed else 1)
+    seen = math.prod(layer.kernel_size) * layer.in_channels / (layer.stride[0] ** 2 if layer.transposed else 1)
     bound = math.sqrt(6.0 / seen)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

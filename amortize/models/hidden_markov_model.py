@@ -23,11 +23,12 @@ from typing import Any, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortize.errors import ArgumentError, DataError, check_count, shown
 from amortize.models.gaussian_mixture_parts import clusters_of
 from amortize.models.hidden_markov_model_chain import Chain, backward, expected, forward_total
+from amortize.models.hidden_markov_model_emissions import BernoulliEmission, NormalEmission, means_of
 from amortize.models.networks import MLP, register
 from amortize.models.vae import matrix_of
 from amortize.models.zoo import ZooModel
@@ -38,7 +39,6 @@ __all__ = ["Emission", "HiddenMarkovModel"]
 Emission = Literal["bernoulli", "normal"]
 EMISSIONS = ("bernoulli", "normal")
 MOST_STEPS = 20_000  # that the start looks at
-FLOOR = 1e-2  # smallest scale of a Normal emission, as a share of the data's
 
 
 class HiddenMarkovModel(ZooModel):
@@ -217,65 +217,11 @@ class HiddenMarkovModel(ZooModel):
         return emitted
 
 
-class BernoulliEmission(nn.Module):
-    """Independent ones and zeros given the state; ``logits`` (K, F)."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits.detach().clone())
-        self.num_features = logits.shape[1]
-
-    @classmethod
-    def counted(cls, parts: Tensor, labels: Tensor, num_states: int) -> BernoulliEmission:
-        """From the steps of each cluster, as if each had two more of the overall mean."""
-        return cls(torch.logit(_means(parts, labels, num_states).clamp(1e-3, 1 - 1e-3)))
-
-    def forward(self, state: Tensor, *, double: bool = False) -> dist.Distribution:
-        """Of a step given its state (...)."""
-        logits = self.logits.double() if double else self.logits
-        return dist.Independent(dist.Bernoulli(logits=logits[state]), 1)
-
-
-class NormalEmission(nn.Module):
-    """Independent normals given the state, ``loc`` (K, F) and scales above a floor."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, *, floor: float) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(loc.detach().clone())
-        self.log_excess = nn.Parameter((scale.detach() - floor).log())
-        self.floor, self.num_features = floor, loc.shape[1]
-
-    @classmethod
-    def counted(cls, parts: Tensor, labels: Tensor, num_states: int) -> NormalEmission:
-        """From the steps of each cluster, as if each had two more of the overall moments."""
-        spread = float(parts.std())
-        if not spread > 0:
-            raise DataError("x: expected numbers that vary, got one value everywhere.")
-        mean = _means(parts, labels, num_states)
-        scale = (_means(parts.square(), labels, num_states) - mean.square()).clamp(min=0).sqrt()
-        return cls(mean, scale + 2 * FLOOR * spread, floor=FLOOR * spread)
-
-    def forward(self, state: Tensor, *, double: bool = False) -> dist.Distribution:
-        """Of a step given its state (...)."""
-        loc: Tensor = self.loc
-        scale = self.floor + self.log_excess.exp()
-        if double:
-            loc, scale = loc.double(), scale.double()
-        return dist.Independent(dist.Normal(loc[state], scale[state]), 1)
-
-
-def _means(parts: Tensor, labels: Tensor, num_states: int) -> Tensor:
-    """Of the steps (N, T, F) with each label (N, T), (K, F), shrunk to the overall mean."""
-    steps = parts.reshape(-1, parts.shape[-1])
-    member = nn.functional.one_hot(labels.reshape(-1), num_states).to(steps)
-    return (member.T @ steps + 2 * steps.mean(0)) / (member.sum(0)[:, None] + 2)
-
-
 def _labels(parts: Tensor, num_states: int, seed: int) -> Tensor:
     """Clusters of the steps, (N, T), found on as many sequences as make few enough of them."""
     few = parts[: max(1, MOST_STEPS // parts.shape[1])].reshape(-1, parts.shape[-1]).double()
     found = clusters_of(few, num_states, seed)
-    centres = _means(few[:, None], found[:, None], num_states)
+    centres = means_of(few[:, None], found[:, None], num_states)
     return torch.cdist(parts.double(), centres).argmin(-1)
 
 

@@ -49,7 +49,7 @@ class ConcreteELBO(Objective):
     rate
         "discrete", the divergence of the discrete guide from the discrete prior, in closed form where the model's
         conditional is fixed when the guide draws and at the draw elsewhere; or "relaxed", that of the relaxed
-        variables.
+        variables, which is larger at every temperature: a hard value is a function of the relaxed one.
     prior_temperature
         Of the model's relaxations where ``rate`` is "relaxed"; None for the guide's.
     beta, warmup

@@ -180,7 +180,7 @@ class RelaxedOneHotCategorical(Relaxed):
         return ((self.logits + gumbel) / self.temperature.unsqueeze(-1)).log_softmax(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Density of y over the K - 1 numbers that are free, (batch shape) nats."""
+        """Density of y over its K - 1 differences y_k - y_K, (batch shape) nats."""
         count = self.event_shape[0]
         away = self.logits - self.temperature.unsqueeze(-1) * value
         result: Tensor = (

@@ -9,6 +9,8 @@ from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.beta_vae import BetaVAE
 from amortize.models.contractive_autoencoder import ContractiveAutoencoder
 from amortize.models.denoising_autoencoder import DenoisingAutoencoder
+from amortize.models.dvae import DVAE
+from amortize.models.edvae import EdVAE
 from amortize.models.factor_analysis import FactorAnalysis
 from amortize.models.flow_guide_vae import FlowGuideVAE
 from amortize.models.flow_prior_vae import FlowPriorVAE
@@ -26,6 +28,7 @@ from amortize.models.masked_autoencoder import MaskedAutoencoder
 from amortize.models.mcd_vae import DiffusedVAE
 from amortize.models.negative_binomial_factors import NegativeBinomialFactors
 from amortize.models.networks import MLP
+from amortize.models.one_hot_mixture import OneHotMixture
 from amortize.models.poisson_factors import PoissonFactors
 from amortize.models.sparse_autoencoder import SparseAutoencoder
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
@@ -37,6 +40,7 @@ from amortize.models.wae_mmd import DiscrepancyWAE
 from amortize.models.zoo import ModelEntry, ZooModel
 
 __all__ = [
+    "DVAE",
     "MLP",
     "MODELS",
     "VAE",
@@ -51,6 +55,7 @@ __all__ = [
     "DenoisingAutoencoder",
     "DiffusedVAE",
     "DiscrepancyWAE",
+    "EdVAE",
     "FactorAnalysis",
     "FlowGuideVAE",
     "FlowPriorVAE",
@@ -68,6 +73,7 @@ __all__ = [
     "ModelEntry",
     "NegativeBinomialFactors",
     "NormalInverseGamma",
+    "OneHotMixture",
     "PoissonFactors",
     "SparseAutoencoder",
     "UnknownGaussian",
@@ -130,6 +136,12 @@ MODELS: dict[str, ModelEntry] = {
     "gaussian-mixture": ModelEntry(
         "Mixture of Gaussians, its component summed out; exact evidence",
         GaussianMixture,
+        data="real",
+        fit={"learning_rate": 1e-2, "schedule": "cosine"},
+    ),
+    "one-hot-mixture": ModelEntry(
+        "Mixture of Gaussians whose component is a one-hot latent with an encoder",
+        OneHotMixture,
         data="real",
         fit={"learning_rate": 1e-2, "schedule": "cosine"},
     ),

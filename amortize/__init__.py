@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amortize.inference.auto_guide import auto_guide as auto_guide
     from amortize.inference.bdmc import bdmc as bdmc
     from amortize.inference.beta import BetaELBO as BetaELBO
+    from amortize.inference.code_usage import code_usage as code_usage
     from amortize.inference.concrete import ConcreteELBO as ConcreteELBO
     from amortize.inference.contraction import Contraction as Contraction
     from amortize.inference.diffusion import Diffusion as Diffusion
@@ -46,10 +47,12 @@ if TYPE_CHECKING:
     from amortize.inference.importance import ImportanceSampling as ImportanceSampling
     from amortize.inference.iwae import IWAE as IWAE
     from amortize.inference.langevin import Langevin as Langevin
+    from amortize.inference.leave_one_out import LeaveOneOut as LeaveOneOut
     from amortize.inference.local import LocalPosterior as LocalPosterior
     from amortize.inference.local import fit_local as fit_local
     from amortize.inference.mala import MALA as MALA
     from amortize.inference.mmd import MMD as MMD
+    from amortize.inference.nvil import NVIL as NVIL
     from amortize.inference.posterior import posterior as posterior
     from amortize.inference.refinement import Refinement as Refinement
     from amortize.inference.refinement import refine as refine
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from amortize.inference.svi import Training as Training
     from amortize.inference.svi import fit as fit
     from amortize.inference.ula import ULA as ULA
+    from amortize.inference.vimco import VIMCO as VIMCO
     from amortize.inference.wake_sleep import WakeSleep as WakeSleep
     from amortize.program.program import Program as Program
     from amortize.program.relaxed import RelaxedBernoulli as RelaxedBernoulli
@@ -100,6 +104,7 @@ _HOMES = {
     "ImportanceSampling": "amortize.inference.importance",
     "LMCVAE": "amortize.inference.annealed_objectives",
     "Langevin": "amortize.inference.langevin",
+    "LeaveOneOut": "amortize.inference.leave_one_out",
     "Ledger": "amortize.study.gaps",
     "LocalPosterior": "amortize.inference.local",
     "LowRank": "amortize.inference.families.low_rank",
@@ -107,6 +112,7 @@ _HOMES = {
     "MCD": "amortize.inference.annealed_objectives",
     "MMD": "amortize.inference.mmd",
     "Mixture": "amortize.inference.families.mixture",
+    "NVIL": "amortize.inference.nvil",
     "Program": "amortize.program.program",
     "Refinement": "amortize.inference.refinement",
     "SMC": "amortize.inference.smc",
@@ -117,9 +123,11 @@ _HOMES = {
     "StudyResult": "amortize.study.run",
     "Training": "amortize.inference.svi",
     "ULA": "amortize.inference.ula",
+    "VIMCO": "amortize.inference.vimco",
     "WakeSleep": "amortize.inference.wake_sleep",
     "auto_guide": "amortize.inference.auto_guide",
     "bdmc": "amortize.inference.bdmc",
+    "code_usage": "amortize.inference.code_usage",
     "compare": "amortize.study.compare",
     "evidence": "amortize.inference.evidence",
     "fit": "amortize.inference.svi",
@@ -145,8 +153,10 @@ __all__ = [
     "MALA",
     "MCD",
     "MMD",
+    "NVIL",
     "SMC",
     "ULA",
+    "VIMCO",
     "Adversary",
     "Aggressive",
     "Annealed",
@@ -164,6 +174,7 @@ __all__ = [
     "GridResult",
     "ImportanceSampling",
     "Langevin",
+    "LeaveOneOut",
     "Ledger",
     "LocalPosterior",
     "LowRank",
@@ -182,6 +193,7 @@ __all__ = [
     "__version__",
     "auto_guide",
     "bdmc",
+    "code_usage",
     "compare",
     "data",
     "evidence",

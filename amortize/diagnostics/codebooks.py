@@ -38,10 +38,13 @@ class CodebookUsage:
         (P, K), how many datapoints have code k at position p.
     perplexity_se
         Standard error of ``perplexity`` over datapoints; NaN where there is only one.
+    information
+        (P,), nats that the code of each position tells about which datapoint it is of: see `code_information`.
     """
 
     counts: NDArray[np.int64]
     perplexity_se: float
+    information: Array
 
     @property
     def num_codes(self) -> int:
@@ -86,11 +89,11 @@ class CodebookUsage:
         used = self.num_codes - self.num_dead
         return (
             f"perplexity {self.perplexity:.1f} +- {self.perplexity_se:.1f} of {self.num_codes} codes, {used} used, "
-            f"{self.num_dead} dead; a position's perplexity {self.position_perplexities.mean():.1f} in the mean"
+            f"{self.num_dead} dead; {self.information.mean():.2f} nats a position tell of the datapoint"
         )
 
 
-def codebook_usage(codes: ArrayLike, num_codes: int) -> CodebookUsage:
+def codebook_usage(codes: ArrayLike, num_codes: int, *, information: ArrayLike | None = None) -> CodebookUsage:
     r"""Count the codes of a data set.
 
     Parameters
@@ -99,6 +102,9 @@ def codebook_usage(codes: ArrayLike, num_codes: int) -> CodebookUsage:
         Integers 0 to K - 1, (N,) or (N, ...), the same code at each position standing for the same code vector.
     num_codes
         K, 2 or more.
+    information
+        (P,) nats, where codes are the most probable ones of a guide that leaves them open. None takes them to be
+        certain: what they tell is then their entropy.
 
     Returns
     -------
@@ -131,7 +137,10 @@ def codebook_usage(codes: ArrayLike, num_codes: int) -> CodebookUsage:
     positions = rows.shape[1]
     flat = (rows + num_codes * np.arange(positions)).ravel()
     counts = np.bincount(flat, minlength=positions * num_codes).reshape(positions, num_codes)
-    return CodebookUsage(counts, _perplexity_se(rows, counts))
+    told = _entropy(counts / len(rows)) if information is None else np.asarray(information, dtype=np.float64)
+    if told.shape != (positions,):
+        raise ArgumentError(f"information: expected one number for each of {positions} positions, got {told.shape}")
+    return CodebookUsage(counts, _perplexity_se(rows, counts), told)
 
 
 def code_information(probabilities: ArrayLike) -> Array:

@@ -1,7 +1,9 @@
 r"""The discrete VAE: at each position of a grid the encoder says by a softmax which code vector it is.
 
 .. math:: k_p \sim \mathrm{Categorical}(1/K), \quad
-          x \sim \mathrm{Bernoulli}(\mathrm{decoder}(e_{k_1}, \dots, e_{k_P})), \quad q(k_p | x) = \mathrm{softmax}(\mathrm{encoder}(x)_p)
+          x \sim \mathrm{Bernoulli}(\mathrm{decoder}(e_{k_1}, \dots, e_{k_P}))
+
+.. math:: q(k_p | x) = \mathrm{softmax}(\mathrm{encoder}(x)_p)
 
 It is trained with Gumbel-softmax draws whose temperature falls, and judged as the discrete model that it is. Letters: N
 images, X pixels, P positions, K codes. Sources: Ramesh et al. (2021), "Zero-shot text-to-image generation",

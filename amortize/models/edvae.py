@@ -194,5 +194,5 @@ def dirichlet_rates(alpha: Tensor) -> DirichletRates:
     return DirichletRates(joint, (shares * torch.log(shares * alpha.shape[-1])).sum(-1))
 
 
-def _one_hot(pi: Tensor) -> dist.Distribution:
+def _one_hot(pi: Tensor) -> dist.TorchDistribution:
     return dist.Independent(dist.OneHotCategorical(probs=pi), 1)

@@ -69,11 +69,18 @@ def test_information_of_hard_codes_is_the_entropy_of_their_usage():
     codes = np.random.default_rng(2).integers(0, 5, (50, 3))
     usage = codebook_usage(codes, 5)
     np.testing.assert_allclose(np.exp(code_information(np.eye(5)[codes])), usage.position_perplexities)
+    np.testing.assert_allclose(usage.information, code_information(np.eye(5)[codes]))
+
+
+def test_information_of_a_guide_stands_beside_its_codes():
+    assert codebook_usage([[0, 1], [1, 0]], 2, information=[0.1, 0.2]).information.tolist() == [0.1, 0.2]
+    with pytest.raises(ArgumentError, match="information: expected one number for each of 2 positions"):
+        codebook_usage([[0, 1], [1, 0]], 2, information=[0.1])
 
 
 def test_in_words():
     words = str(codebook_usage([[0, 0], [1, 0], [0, 1], [1, 1]], 3))
-    assert words == "perplexity 2.0 +- 0.0 of 3 codes, 2 used, 1 dead; a position's perplexity 2.0 in the mean"
+    assert words == "perplexity 2.0 +- 0.0 of 3 codes, 2 used, 1 dead; 0.69 nats a position tell of the datapoint"
 
 
 @pytest.mark.parametrize(

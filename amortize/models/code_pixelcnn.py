@@ -11,7 +11,6 @@ either side. Letters as in `amortize.models.code_distribution`, with C channels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -21,6 +20,7 @@ from torch.nn.functional import pad, silu
 
 from amortize.errors import ArgumentError, check_count, shown
 from amortize.models.code_distribution import CausalCodes
+from amortize.models.convolutions import seeded_convolution
 from amortize.models.networks import seeded_linear
 from amortize.random import generator
 
@@ -137,14 +137,7 @@ def _gated(h: Tensor) -> Tensor:
 
 
 def _convolution(num_inputs: int, num_outputs: int, kernel: tuple[int, int], gen: torch.Generator) -> nn.Conv2d:
-    """With Glorot-uniform weights from the generator, by what one output sees, and a zero bias."""
-    layer = nn.Conv2d(num_inputs, num_outputs, kernel, device="meta").to_empty(device="cpu")
-    bound = math.sqrt(6.0 / (math.prod(kernel) * num_inputs + num_outputs))
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=gen)
-        assert layer.bias is not None
-        layer.bias.zero_()
-    return layer
+    return seeded_convolution(nn.Conv2d(num_inputs, num_outputs, kernel, device="meta"), gen)
 
 
 def _checked(channels: object) -> tuple[int, ...]:

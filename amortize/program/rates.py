@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Independent, OneHotCategorical, kl_divergence
+from torch.distributions import Bernoulli, Independent, OneHotCategorical, kl_divergence
+from torch.nn.functional import softplus
 
 from amortize.errors import ArgumentError, DiscreteLatentError
 from amortize.program.data import Data
@@ -190,8 +191,12 @@ def _rows(each: Tensor, site: Site) -> Tensor:
 
 def _divergence(q: Any, p: Any) -> Tensor | None:
     """In closed form, variable by variable where both fall apart; None where it is not known."""
+    if _fall_apart(q, p):
+        q, p = q.base_dist, p.base_dist
+    if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):
+        return q.probs * (q.logits - p.logits) - softplus(q.logits) + softplus(p.logits)
     try:
-        return kl_divergence(q.base_dist, p.base_dist) if _fall_apart(q, p) else kl_divergence(q, p)
+        return kl_divergence(q, p)
     except NotImplementedError:
         return None
 

@@ -27,7 +27,7 @@ from amortize.program.operands import require_program
 from amortize.program.program import Program
 from amortize.random import check_seed, stream_seed
 
-__all__ = ["code_sites", "code_usage", "usage_of"]
+__all__ = ["code_sites", "code_usage", "columns_of", "looked_up", "usage_of"]
 
 MAX_ROWS = 1024
 """Datapoints a run of the guide: it keeps P K numbers of each."""
@@ -106,6 +106,24 @@ def usage_of(
                 front = probabilities.movedim(sites[name].front, 0)
                 counted[name].add(front.reshape(len(front), -1, front.shape[-1]))
     return {name: count.usage() for name, count in counted.items()}
+
+
+def columns_of(names: tuple[str, ...]) -> list[str]:
+    """What a training's history holds of these sites where it is validated.
+
+    Examples
+    --------
+    >>> columns_of(("codes",))
+    ['codes_perplexity', 'codes_num_dead', 'codes_information']
+    """
+    return [f"{name}_{what}" for name in names for what in ("perplexity", "num_dead", "information")]
+
+
+def looked_up(program: Program, data: Data, names: tuple[str, ...]) -> dict[str, float]:
+    """The values of `columns_of`: the information, in nats, is that of all positions added up."""
+    usage = usage_of(program, data, names) if names else {}
+    values = [number for each in usage.values() for number in (each.perplexity, each.num_dead, each.information.sum())]
+    return dict(zip(columns_of(tuple(usage)), map(float, values), strict=True))
 
 
 class _Count:

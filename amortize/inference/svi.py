@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from amortize.errors import AmortizeWarning, ArgumentError, TrainingError, check_count, shown
 from amortize.inference.aggressive import Aggression
+from amortize.inference.code_usage import code_sites, columns_of, looked_up
 from amortize.inference.fitted import Fitted
 from amortize.inference.importance import log_ratios
 from amortize.inference.objective import BatchLoss, Objective
@@ -174,6 +175,7 @@ class _Run:
         self.start: GuideStart | None = None
         self.lead: Aggression | None = None
         self.direct = False
+        self.codes: tuple[str, ...] = ()
 
     def batch_size(self, data: Data) -> int:
         """Datapoints a step."""
@@ -188,6 +190,7 @@ class _Run:
         ]  # fmt: skip
         if self.lead is not None:
             columns += ["inner_steps", "mutual_information"]
+        columns += columns_of(self.codes)
         return pd.DataFrame(self.rows, columns=columns).astype({"step": int})
 
     def train(self, data: Data, valid: Data | None, begin: float) -> None:
@@ -201,6 +204,7 @@ class _Run:
             self.loss = self.objective.on(self.program, data, seed=self.seed)
             parameters += list(self.loss.own_parameters())
         self.direct = is_direct(self.objective, self.program, data)
+        self.codes = () if valid is None else code_sites(self.program, data)
         if self.training.aggressive is not None:
             own = [] if self.loss is None else list(self.loss.own_parameters())
             looked_at = data if valid is None else valid
@@ -267,7 +271,7 @@ class _Run:
         if lead is not None:
             row["inner_steps"] = inner
             row["mutual_information"] = lead.look(step) if lead.going_on else nan
-        return row
+        return row | dict.fromkeys(columns_of(self.codes), nan)
 
     def _descend(
         self, batch: Data, optimiser: torch.optim.Optimizer, step: int, held: list[nn.Parameter]
@@ -323,6 +327,7 @@ class _Run:
     def _validate(self, valid: Data, row: dict[str, float], step: int) -> None:
         elbo, error = self._validation_elbo(valid)
         row["validation_elbo"], row["validation_elbo_se"] = elbo, error
+        row |= looked_up(self.program, valid, self.codes)
         if np.isfinite(elbo) and (self.best is None or elbo > self.best[0]):
             extra = {} if self.loss is None else self.loss.own_state()
             self.best = (elbo, step, self.program.state(), extra)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from amortize.inference.diffusion import Diffusion as Diffusion
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
+    from amortize.inference.exact_elbo import ExactELBO as ExactELBO
     from amortize.inference.families.annealed import Annealed as Annealed
     from amortize.inference.families.flow import IAF as IAF
     from amortize.inference.families.flow import Coupling as Coupling
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from amortize.inference.fitted import load as load
     from amortize.inference.gold import GoldStandard as GoldStandard
     from amortize.inference.gold import gold_standard as gold_standard
+    from amortize.inference.gradient_ladder import GradientLadder as GradientLadder
+    from amortize.inference.gradient_ladder import gradient_ladder as gradient_ladder
     from amortize.inference.hmc import HMC as HMC
     from amortize.inference.importance import ImportanceSampling as ImportanceSampling
     from amortize.inference.iwae import IWAE as IWAE
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from amortize.inference.posterior import posterior as posterior
     from amortize.inference.refinement import Refinement as Refinement
     from amortize.inference.refinement import refine as refine
+    from amortize.inference.reinforce import Reinforce as Reinforce
     from amortize.inference.sandwich import Sandwich as Sandwich
     from amortize.inference.semi_amortized import SemiAmortized as SemiAmortized
     from amortize.inference.smc import SMC as SMC
@@ -90,10 +94,12 @@ _HOMES = {
     "Annealed": "amortize.inference.families.annealed",
     "Auto": "amortize.inference.auto",
     "Evidence": "amortize.inference.evidence",
+    "ExactELBO": "amortize.inference.exact_elbo",
     "Fitted": "amortize.inference.fitted",
     "Flow": "amortize.inference.families.flow",
     "GridResult": "amortize.study.grid",
     "GoldStandard": "amortize.inference.gold",
+    "GradientLadder": "amortize.inference.gradient_ladder",
     "HMC": "amortize.inference.hmc",
     "IAF": "amortize.inference.families.flow",
     "BetaELBO": "amortize.inference.beta",
@@ -115,6 +121,7 @@ _HOMES = {
     "NVIL": "amortize.inference.nvil",
     "Program": "amortize.program.program",
     "Refinement": "amortize.inference.refinement",
+    "Reinforce": "amortize.inference.reinforce",
     "SMC": "amortize.inference.smc",
     "Sandwich": "amortize.inference.sandwich",
     "SemiAmortized": "amortize.inference.semi_amortized",
@@ -134,6 +141,7 @@ _HOMES = {
     "fit_local": "amortize.inference.local",
     "gaps": "amortize.study.gaps",
     "gold_standard": "amortize.inference.gold",
+    "gradient_ladder": "amortize.inference.gradient_ladder",
     "load": "amortize.inference.fitted",
     "posterior": "amortize.inference.posterior",
     "refine": "amortize.inference.refinement",
@@ -168,9 +176,11 @@ __all__ = [
     "Coupling",
     "Diffusion",
     "Evidence",
+    "ExactELBO",
     "Fitted",
     "Flow",
     "GoldStandard",
+    "GradientLadder",
     "GridResult",
     "ImportanceSampling",
     "Langevin",
@@ -181,6 +191,7 @@ __all__ = [
     "Mixture",
     "Program",
     "Refinement",
+    "Reinforce",
     "RelaxedBernoulli",
     "RelaxedOneHotCategorical",
     "Sandwich",
@@ -201,6 +212,7 @@ __all__ = [
     "fit_local",
     "gaps",
     "gold_standard",
+    "gradient_ladder",
     "load",
     "models",
     "posterior",

@@ -24,12 +24,18 @@ Objective = Literal[
     "dais",
     "mcd",
     "semi-amortized",
+    "nvil",
+    "vimco",
+    "leave-one-out",
 ]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 TAKES = {
     "iwae": ("num_particles",),
     "wake-sleep": ("num_particles",),
+    "nvil": ("num_particles",),
+    "vimco": ("num_particles",),
+    "leave-one-out": ("num_particles",),
     "l-mcvae": ("num_annealing_steps",),
     "a-mcvae": ("num_annealing_steps",),
     "dais": ("num_annealing_steps",),
@@ -50,7 +56,9 @@ class FitSpec(Table):
         " tighter bound on each datapoint's log p(x)",
     )
     num_particles: Count | None = Field(
-        default=None, description="draws a datapoint of iwae and wake-sleep (not set: 5), and of beta-elbo (1)"
+        default=None,
+        description="draws a datapoint of iwae, wake-sleep and vimco (not set: 5), leave-one-out (4), and of beta-elbo"
+        " and nvil (1)",
     )
     num_annealing_steps: Count | None = Field(
         default=None, description="annealing steps of l-mcvae, a-mcvae, dais and mcd (not set: 5)"

@@ -7,6 +7,7 @@ is scored as the discrete model that it is. Letters: N datapoints, P parameters.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from amortize.inference.exact_elbo import num_configurations
 from amortize.inference.ladder_estimators import claim_of, draws_of, read_estimators
 from amortize.inference.ladder_gradients import Measured, exact_gradient, measure_gradients
 from amortize.inference.ladder_moments import FEWEST_DRAWS
-from amortize.inference.ladder_standing import Standing, standing_of
+from amortize.inference.ladder_standing import NOWHERE, Standing, standing_of
 from amortize.inference.ladder_words import markdown, sentences, text
 from amortize.inference.method import Method
 from amortize.inference.objective import Objective
@@ -82,15 +83,10 @@ class GradientLadder:
 
     def describe(self) -> str:
         """The table, how it was made, and what stands out in it."""
-        start = self.start
-        head = [
-            f"{len(self.table)} estimators at one point, {self.num_datapoints} datapoints, {self.num_draws} gradients "
-            f"each. {self.exact}",
-            f"Before training: ELBO {start.elbo:.3f}, log p(x) {start.log_evidence:.3f} ({start.method}); then "
-            f"{self.num_steps} steps each from that start."
-            if self.num_steps
-            else "Nothing was trained.",
-        ]
+        start, count = self.start, f"{self.num_datapoints} datapoints, {self.num_draws} gradients each"
+        stood = f"ELBO {start.elbo:.3f}, log p(x) {start.log_evidence:.3f} ({start.method})"
+        then = f"{self.num_steps} steps each from there" if self.num_steps else "nothing was trained"
+        head = [f"{len(self.table)} estimators at one point, {count}. {self.exact}", f"At that point: {stood}; {then}."]
         said = sentences(self.table, self.left_out, self.notes)
         return "\n".join([*head, "", text(self.table), *([""] if said else []), *said])
 
@@ -128,13 +124,8 @@ class _Bench:
 
     def standing(self) -> Standing:
         """Of the program now."""
-        return standing_of(
-            self.program,
-            self.some,
-            exact=not self.no_exact,
-            method=self.method,
-            seed=stream_seed(self.seed, "standing"),
-        )
+        seed = stream_seed(self.seed, "standing")
+        return standing_of(self.program, self.some, exact=not self.no_exact, method=self.method, seed=seed)
 
 
 def gradient_ladder(  # noqa: PLR0913 (the public face)
@@ -281,9 +272,9 @@ def _row(objective: ELBO | Objective, measured: Measured) -> dict[str, Any]:
 
 def _trained(bench: _Bench, label: str, objective: ELBO | Objective, notes: dict[str, str]) -> dict[str, Any]:
     """Where training by an estimator takes the program, and how long a step takes."""
-    nothing = Standing(*[float("nan")] * 5, "")
+    nothing = {**vars(NOWHERE), "seconds": math.nan}
     if not bench.num_steps:
-        return {**vars(nothing), "seconds": float("nan")}
+        return nothing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AmortizeWarning)
@@ -300,7 +291,7 @@ def _trained(bench: _Bench, label: str, objective: ELBO | Objective, notes: dict
         standing = bench.standing()
     except TrainingError as error:
         notes[label] = f"training failed: {error}"
-        return {**vars(nothing), "seconds": float("nan")}
+        return nothing
     steps = np.diff(fitted.history["seconds"].to_numpy(), prepend=0.0)
     return {**vars(standing), "seconds": float(np.median(steps))}
 

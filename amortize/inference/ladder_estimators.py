@@ -28,7 +28,7 @@ BIASED = (ConcreteELBO, WakeSleep)
 
 
 def default_estimators() -> Estimators:
-    """A row each, in the order of the table: exact, relaxed, by the score, with relaxed control variates, wake-sleep."""
+    """A row each, in the order of the table: exact, relaxed, by the score function, wake-sleep."""
     relaxed: Estimators = {
         f"concrete T={temperature:g}": ConcreteELBO(temperature=temperature) for temperature in TEMPERATURES
     }

@@ -4,8 +4,8 @@ r"""What many draws of a gradient say of its estimator: bias against the exact g
           V = N \, \mathrm{tr}\, \mathrm{Cov}(\hat g), \qquad
           T^2 = R \, d^\top S^{-1} d \;\sim\; \chi^2_J
 
-where d (J,) is :math:`\bar g - g` along J directions and S the draws' covariance there (Hotelling's test). Of directions
-there is g itself, and random signs over the coordinates, each coordinate in one of them. Letters: R draws, N datapoints
+where d (J,) is :math:`\bar g - g` along J directions and S the draws' covariance there (Hotelling's test). Directions
+are g itself, and random signs over the coordinates, each coordinate in one of them. Letters: R draws, N datapoints
 of a batch, P parameters, J directions. Source: Mardia, Kent and Bibby (1979), "Multivariate analysis", sections 5.2
 and 3.7.
 """

@@ -1,4 +1,4 @@
-"""Where a program stands as the discrete model that it is: the guide's ELBO, and log p(x). N datapoints, K particles."""
+"""Where a program stands as the discrete model that it is: the guide's ELBO, and log p(x). N datapoints, K draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amortize.program.program import Program
 from amortize.program.trained import TrainedProgram
 from amortize.random import pyro_rng
 
-__all__ = ["Standing", "standing_of"]
+__all__ = ["NOWHERE", "Standing", "standing_of"]
 
 NUM_PARTICLES = 100
 
@@ -46,6 +46,10 @@ class Standing:
     log_evidence_se: float
     trusted: float
     method: str
+
+
+NOWHERE = Standing(math.nan, math.nan, math.nan, math.nan, math.nan, "")
+"""Where nothing was measured."""
 
 
 def standing_of(program: Program, data: Data, *, exact: bool, method: Method | None, seed: int) -> Standing:

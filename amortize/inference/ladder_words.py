@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -16,14 +14,6 @@ CERTAIN = 4.0
 HEADINGS = (
     "estimator", "target", "unbiased", "bias", "noise", "z", "variance", "ELBO", "log p(x)", "ms a step",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Reading:
-    table: pd.DataFrame
-
-    def named(self, rows: Any) -> str:
-        return ", ".join(str(label) for label in self.table.index[rows])
 
 
 def cells_of(table: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -66,11 +56,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 def sentences(table: pd.DataFrame, left_out: Mapping[str, str], notes: Mapping[str, str]) -> Sequence[str]:
     """What to see in it: broken claims, biases, lost draws, and who was left out and why."""
-    seen = _Reading(table)
     far = table["z"] > CERTAIN
     said = []
     if (far & (table["unbiased"] == "yes")).any():
-        broken = seen.named(far & (table["unbiased"] == "yes"))
+        broken = ", ".join(map(str, table.index[far & (table["unbiased"] == "yes")]))
         said.append(f"Unbiased by theory, and not on this program (z above {CERTAIN:g}): {broken}.")
     if (far & (table["unbiased"] != "yes")).any():
         biased = table[far & (table["unbiased"] != "yes")]

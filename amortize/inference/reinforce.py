@@ -78,7 +78,9 @@ class _Loss(BatchLoss):
                 "it in the guide, or train by objective='enum-elbo'"
             )
         self._program = [program]  # in a list: its parameters are not the objective's own
-        self._baselines, self._elbo, self._size = RunningBaselines(settings.decay), TraceGraph_ELBO(), 0
+        self._baselines, self._size = RunningBaselines(settings.decay), 0
+        make: Any = TraceGraph_ELBO
+        self._elbo = make()
         self._scale = self.trained.structure.full_size
 
     @property
@@ -100,6 +102,7 @@ class _Loss(BatchLoss):
     def _by_pyro(self, batch: Data) -> tuple[Tensor, Tensor]:
         """The ELBO of the batch as a whole and what to descend, both times what the plate scales by."""
         program = self._program[0]
+        assert program.guide is not None
         if batch.num_datapoints != self._size:
             self._baselines.forget()
             self._size = batch.num_datapoints

@@ -30,7 +30,7 @@ class RunningBaselines:
 
     def __init__(self, decay: float) -> None:
         self._options = {"use_decaying_avg_baseline": True, "baseline_beta": decay}
-        self._state: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._state: Any = {"params": {}, "constraints": {}}
 
     def marked(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """The guide with a baseline at each site; a site that has one of the user's keeps it."""
@@ -38,13 +38,14 @@ class RunningBaselines:
         def options(site: Any) -> dict[str, Any]:
             return {} if "baseline" in site["infer"] else {"baseline": self._options}
 
-        marked: Callable[..., Any] = functools.partial(poutine.infer_config(guide, options))
+        configured: Any = poutine.infer_config
+        marked: Callable[..., Any] = functools.partial(configured(guide, options))
         return marked
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """The averages in Pyro's store, and what stood there back at the end."""
-        with LOCK, pyro.get_param_store().scope(self._state):  # type: ignore[no-untyped-call]
+        with LOCK, pyro.get_param_store().scope(self._state):
             yield
 
     def forget(self) -> None:

@@ -109,15 +109,23 @@ def size(found: Trained, data: Sample) -> Row:
 def reconstruction(program: am.Program, data: Sample) -> float | None:
     """Root mean squared error of a feature, over features and datapoints; None where x has no mean."""
     x = head(data.test, LOOKED_AT)
-    means = program.reconstruct(x)
-    name, target = observed(x)
-    mean = means.get(name)
+    mean, target = joined(program.reconstruct(x), x), observed(x)[1]
     return None if mean is None else float(np.sqrt(np.mean(np.square(mean.reshape(target.shape) - target.numpy()))))
 
 
 def observed(x: Any) -> tuple[str, torch.Tensor]:
     """What is modelled of data: the response, or all of them."""
     return ("y", x["y"]) if isinstance(x, dict) else ("x", x)
+
+
+def joined(sites: dict[str, np.ndarray], x: Any) -> np.ndarray | None:
+    """Values of what is observed of data, (N, ...), from those of each site; steps of a sequence one after another."""
+    name, target = observed(x)
+    if name in sites:
+        return sites[name]
+    steps = [sites[f"{name}_{number}"] for number in range(1, len(sites) + 1) if f"{name}_{number}" in sites]
+    together = flat(steps) if steps else np.empty((0, 0))
+    return together if together.shape == target.reshape(len(target), -1).shape else None
 
 
 def active(program: am.Program, data: Sample) -> int | None:

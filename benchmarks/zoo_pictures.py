@@ -5,15 +5,14 @@
 Options, models and trained programs are those of ``zoo.py``, so that with the same budget and cache nothing is trained
 twice. Samples and reconstructions are means of x, given latents from the prior and from the guide; where x has no mean
 in closed form, as with an autoregressive decoder, samples are draws. Data that are no images are shown as a matrix, a
-row a datapoint. The map has the posterior means of test data, coloured by their labels where they have some: in two
-dimensions as they are, in more by their first two principal components. A data set that is one datapoint has responses
-and latents in their place, and discrete latents a table of values by label. A model that fails is named, and the next
-one drawn.
+row a datapoint. The map is that of ``zoo_maps.py``. A data set that is one datapoint has responses and latents in their
+place. A model that fails is named, and the next one drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import traceback
 import warnings
@@ -23,7 +22,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from zoo import codes, head, observed
+from zoo import head, joined, observed
+from zoo_maps import latent_map
 from zoo_training import Budget, Sample, add_options, asked_for, claimed, load, trained
 
 import amortize as am
@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-COLUMNS, ROWS, MAPPED = 5, 6, 1500  # images in a row, rows of a panel, codes in the map
+COLUMNS, ROWS = 5, 6  # images in a row, rows of a panel
 LINES, FEATURES = 40, 160  # of a matrix, where data are no images
 LIMIT = 60_000  # bytes of a picture
 SIZE = (7.0, 3.1)  # inches at 100 a dot: 700 pixels wide
@@ -52,9 +52,8 @@ def draw(name: str, data: Sample, shown: Sample, budget: Budget, options: argpar
     x = shown.test if program.whole else head(shown.test, num)
     samples, kind = sampled(program, x)
     figure, axes = plt.subplots(1, 3, figsize=SIZE, width_ratios=(1, 1, 1), layout="constrained")
-    name_of_x, target = observed(x)
-    means = program.reconstruct(x) if program.guide is not None else {}
-    again, truth = means.get(name_of_x), target.numpy()
+    truth = observed(x)[1].numpy()
+    again = joined(program.reconstruct(x), x) if program.guide is not None else None
     if program.whole:
         responses(axes, program, x, truth, samples)
     else:
@@ -74,12 +73,14 @@ def sampled(program: am.Program, x: Any) -> tuple[np.ndarray, str]:
     plate, record = program.structure(data).plate, Record()
     with program.evaluating(), pyro_rng(0, "samples"), unvalidated(), torch.no_grad(), record:
         program.model.unobserved(*data.args, **data.kwargs)
-    message = record.messages[observed(x)[0]]
-    try:
-        mean = message["fn"].mean
-    except (NotImplementedError, AttributeError):
-        return to_front(message["value"], message, plate), "draws"
-    return to_front(mean.expand_as(message["value"]), message, plate), "means"
+    drawn, means = {}, {}
+    for name, message in record.messages.items():
+        if name in program.structure(data).observed:
+            drawn[name] = to_front(message["value"], message, plate)
+            with contextlib.suppress(NotImplementedError, AttributeError):  # draws take its place
+                means[name] = to_front(message["fn"].mean.expand_as(message["value"]), message, plate)
+    found = joined(means, x)
+    return (joined(drawn, x), "draws") if found is None else (found, "means")
 
 
 def responses(axes: Any, program: am.Program, x: Any, truth: np.ndarray, samples: np.ndarray) -> None:
@@ -124,54 +125,6 @@ def panel(axis: Any, title: str, parts: list[np.ndarray], image_shape: tuple[int
         if len(parts) > 1 or first // COLUMNS % 2:
             shown.append(np.full((1, shown[0].shape[1]), np.nan))  # apart from the next pair of rows
     axis.imshow(np.concatenate(shown), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-
-
-def latent_map(axis: Any, program: am.Program, shown: Sample) -> None:
-    """Codes of test data in two dimensions, with one colour a label."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    if program.guide is None:
-        axis.axis("off")
-        return
-    if not program.dim(head(shown.test, 2)):
-        components(axis, program, shown)
-        return
-    found = codes(program, head(shown.test, MAPPED))
-    flat, how = plane(found)
-    labels = None if shown.labels is None else shown.labels[: len(flat)]
-    kinds = np.zeros(len(flat), int) if labels is None else np.unique(labels, return_inverse=True)[1]
-    axis.set_title(f"codes{how}", fontsize=9)
-    colours = mpl.colormaps["tab10" if kinds.max() < 10 else "tab20"]
-    axis.scatter(*flat.T, s=6, c=kinds, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, linewidths=0)
-    if labels is not None and kinds.max() < 10:
-        for kind, label in enumerate(np.unique(labels)):
-            middle = np.median(flat[kinds == kind], 0)
-            axis.text(*middle, str(label), fontsize=8, weight="bold", ha="center", va="center",
-                      bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colours(kind), "lw": 1})  # fmt: skip
-
-
-def components(axis: Any, program: am.Program, shown: Sample) -> None:
-    """Where every latent is discrete: how often each label's data are drawn to each value of the first."""
-    drawn = am.posterior(program, head(shown.test, MAPPED), num_draws=50)
-    values = next(draws for name, draws in drawn.items() if name not in ("lp", "log_q")).astype(int)
-    labels = np.zeros(values.shape[1], int) if shown.labels is None else shown.labels[: values.shape[1]]
-    names = np.unique(labels)
-    share = [np.bincount(values[:, labels == name].ravel(), minlength=values.max() + 1) for name in names]
-    axis.imshow(np.array([counts / counts.sum() for counts in share]), cmap="gray_r", vmin=0, vmax=1)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
-    axis.set_title("component by label", fontsize=9)
-
-
-def plane(found: np.ndarray) -> tuple[np.ndarray, str]:
-    """Codes (N, D) in two dimensions (N, 2), and how they got there."""
-    if found.shape[1] == 1:
-        return np.column_stack([found[:, 0], np.random.default_rng(0).random(len(found))]), ", one dimension"
-    if found.shape[1] == 2:
-        return found, ""
-    centred = found - found.mean(0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    share = np.square(centred @ axes.T).sum() / max(np.square(centred).sum(), 1e-30)
-    return centred @ axes.T, f", {share:.0%} of the variance of {found.shape[1]}"
 
 
 def write(figure: Figure, path: Path) -> None:

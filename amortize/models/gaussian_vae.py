@@ -24,7 +24,7 @@ from amortize.models.vae import VAE, DiagonalNormal, StandardNormal, matrix_of
 from amortize.models.vae_parts import NetworkKind, reading, writing
 from amortize.random import generator
 
-__all__ = ["GaussianVAE", "ScaleKind"]
+__all__ = ["GaussianVAE", "ScaleKind", "ScaledNormal", "Standardised", "moments"]
 
 ScaleKind = Literal["shared", "own"]
 """One sigma for all columns, or one each."""
@@ -77,25 +77,25 @@ class GaussianVAE(VAE):
         """
         data = matrix_of(x)
         check_count("latent_dim", latent_dim)
-        loc, spread = _moments(data, scale)
+        loc, spread = moments(data, scale)
         sizes: dict[str, Any] = {"network": network, "hidden": hidden}
         read = reading(len(loc), 2 * latent_dim, **sizes, generator=generator(seed, "encoder"))
         write = writing(latent_dim, len(loc), **sizes, generator=generator(seed, "decoder"))
         return cls(
             prior=StandardNormal(latent_dim),
-            decoder=_ScaledNormal(write, loc, spread),
-            encoder=DiagonalNormal(_Standardised(read, loc, spread)),
+            decoder=ScaledNormal(write, loc, spread),
+            encoder=DiagonalNormal(Standardised(read, loc, spread)),
         )
 
     @property
     def scale(self) -> Tensor:
         """Standard deviation of x given z, s sigma: (1,) or (X,), in the data's units."""
-        assert isinstance(self.decoder, _ScaledNormal)
+        assert isinstance(self.decoder, ScaledNormal)
         return self.decoder.scale.detach()
 
 
-class _ScaledNormal(nn.Module):
-    """Of x given z."""
+class ScaledNormal(nn.Module):
+    """Independent Gaussians about a network, with a scale that is learned, of what is given to it."""
 
     loc: Tensor
     spread: Tensor
@@ -109,14 +109,16 @@ class _ScaledNormal(nn.Module):
 
     @property
     def scale(self) -> Tensor:
+        """Standard deviation, (1,) or (X,)."""
         return self.spread * self.log_sigma.exp()
 
     def forward(self, z: Tensor) -> dist.Distribution:
+        """Of x given z."""
         mean = self.loc + self.spread * self.network(z)
         return dist.Independent(dist.Normal(mean, self.scale.expand_as(mean)), 1)
 
 
-class _Standardised(nn.Module):
+class Standardised(nn.Module):
     """A network that sees data of mean 0 and unit size."""
 
     loc: Tensor
@@ -129,12 +131,21 @@ class _Standardised(nn.Module):
         self.register_buffer("spread", spread)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The network at x (N, X)."""
         outputs: Tensor = self.network((x - self.loc) / self.spread)
         return outputs
 
 
-def _moments(data: Tensor, scale: str) -> tuple[Tensor, Tensor]:
-    """Means (X,), and the standard deviation about them, (1,) or (X,)."""
+def moments(data: Tensor, scale: str = "shared") -> tuple[Tensor, Tensor]:
+    """Means (X,) of data (N, X), and the standard deviation about them, (1,) or (X,).
+
+    Raises
+    ------
+    DataError
+        What does not vary.
+    ArgumentError
+        If ``scale`` is neither "shared" nor "own".
+    """
     if scale not in ("shared", "own"):
         raise ArgumentError(f"scale: expected 'shared' or 'own', got {shown(scale)}.")
     rows = data.double()

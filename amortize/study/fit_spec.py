@@ -27,6 +27,9 @@ Objective = Literal[
     "nvil",
     "vimco",
     "leave-one-out",
+    "reinforce",
+    "concrete-elbo",
+    "exact-elbo",
 ]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,6 +45,9 @@ TAKES = {
     "mcd": ("num_annealing_steps",),
     "semi-amortized": ("num_refinement_steps",),
     "beta-elbo": ("num_particles", "beta", "warmup", "free_bits"),
+    "concrete-elbo": ("num_particles", "beta", "warmup"),
+    "exact-elbo": ("num_particles",),
+    "reinforce": (),
 }
 """Settings by the objective that takes them."""
 
@@ -57,8 +63,8 @@ class FitSpec(Table):
     )
     num_particles: Count | None = Field(
         default=None,
-        description="draws a datapoint of iwae, wake-sleep and vimco (not set: 5), leave-one-out (4), and of beta-elbo"
-        " and nvil (1)",
+        description="draws a datapoint of iwae, wake-sleep and vimco (not set: 5), leave-one-out (4), and of beta-elbo,"
+        " concrete-elbo, nvil and exact-elbo (1)",
     )
     num_annealing_steps: Count | None = Field(
         default=None, description="annealing steps of l-mcvae, a-mcvae, dais and mcd (not set: 5)"
@@ -66,9 +72,12 @@ class FitSpec(Table):
     num_refinement_steps: Count | None = Field(
         default=None, description="steps of semi-amortized from the guide, trained through (not set: 5)"
     )
-    beta: NonNegative | None = Field(default=None, description="price of a nat of rate in beta-elbo (not set: 1)")
+    beta: NonNegative | None = Field(
+        default=None, description="price of a nat of rate in beta-elbo and concrete-elbo (not set: 1)"
+    )
     warmup: Share | None = Field(
-        default=None, description="share of the steps of beta-elbo over which beta climbs from 0 (not set: 0)"
+        default=None,
+        description="share of steps over which beta climbs from 0 in beta-elbo and concrete-elbo (not set: 0)",
     )
     free_bits: NonNegative | None = Field(
         default=None, description="nats of each latent variable that beta-elbo does not charge (not set: 0)"

@@ -30,7 +30,7 @@ from amortize.models.quantised_networks import GridReader, GridWriter, PixelByPi
 from amortize.models.vae import Bernoulli, log_odds_of_means, matrix_of
 from amortize.random import generator
 
-__all__ = ["VQVAE", "PixelKind"]
+__all__ = ["VQVAE", "PixelKind", "codebook_of", "images_of", "pixels_of"]
 
 PixelKind = Literal["bernoulli", "normal", "pixelcnn"]
 """Independent binary pixels; numbers, with a scale that is learned; binary pixels, each given all those before it."""
@@ -91,10 +91,8 @@ class VQVAE(Quantised):
         ArgumentError
             Images that are not square, or settings that make no sense.
         """
-        if decoder not in get_args(PixelKind):
-            raise ArgumentError(f"decoder: expected one of {get_args(PixelKind)}, got {shown(decoder)}")
-        data = matrix_of(x, binary=decoder != "normal").float()
-        book = _codebook(num_codes, codebook)
+        data = images_of(x, decoder)
+        book = codebook_of(num_codes, codebook)
         reader = GridReader(data.shape[1], book.dim, channels=channels, generator=generator(seed, "encoder"))
         encoder = Standardised(reader, *moments(data)) if decoder == "normal" else reader
         _start(book, encoder, data[:START_ROWS], seed)
@@ -102,12 +100,34 @@ class VQVAE(Quantised):
         return cls(
             encoder=encoder,
             levels=[Level(book, over, nn.Identity())],
-            decoder=_pixels(decoder, data, reader.side, book.dim, channels=channels, seed=seed),
+            decoder=pixels_of(decoder, data, reader.side, book.dim, channels=channels, seed=seed),
             objective=QuantisedELBO(),
         )
 
 
-def _codebook(num_codes: int, settings: Mapping[str, Any] | None) -> Codebook:
+def images_of(x: Any, kind: str) -> Tensor:
+    """Training data (N, X), zeros and ones where pixels of this kind are.
+
+    Raises
+    ------
+    DataError
+        They are anything else.
+    ArgumentError
+        There is no such kind.
+    """
+    if kind not in get_args(PixelKind):
+        raise ArgumentError(f"decoder: expected one of {get_args(PixelKind)}, got {shown(kind)}")
+    return matrix_of(x, binary=kind != "normal").float()
+
+
+def codebook_of(num_codes: int, settings: Mapping[str, Any] | None) -> Codebook:
+    """A codebook with what is not as `Codebook` has it, by name.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown name, or a setting that makes no sense.
+    """
     given = {"dim": DIM, **(settings or {})}
     known = {"dim", "ema", "restarts", "normalised"}
     if not set(given) <= known:
@@ -120,7 +140,8 @@ def _start(book: Codebook, encoder: nn.Module, data: Tensor, seed: int) -> None:
     book.start(encoder(data), generator=generator(seed, "codebook"))
 
 
-def _pixels(kind: str, data: Tensor, side: int, dim: int, *, channels: Sequence[int], seed: int) -> nn.Module:
+def pixels_of(kind: str, data: Tensor, side: int, dim: int, *, channels: Sequence[int], seed: int) -> nn.Module:
+    """A distribution of pixels, of vectors (..., P, ``dim``) on a grid of ``side``, that begins at the data's means."""
     gen, data_dim = generator(seed, "decoder"), data.shape[1]
     if kind == "pixelcnn":
         across = round(data_dim**0.5)

@@ -7,7 +7,9 @@ from amortize.models.autoencoder import Autoencoder
 from amortize.models.bayesian_regression import BayesianRegression
 from amortize.models.bernoulli_vae import BernoulliVAE
 from amortize.models.beta_vae import BetaVAE
+from amortize.models.concrete_vae import ConcreteVAE
 from amortize.models.contractive_autoencoder import ContractiveAutoencoder
+from amortize.models.counting import Counting
 from amortize.models.denoising_autoencoder import DenoisingAutoencoder
 from amortize.models.dvae import DVAE
 from amortize.models.edvae import EdVAE
@@ -51,7 +53,9 @@ __all__ = [
     "BayesianRegression",
     "BernoulliVAE",
     "BetaVAE",
+    "ConcreteVAE",
     "ContractiveAutoencoder",
+    "Counting",
     "DenoisingAutoencoder",
     "DiffusedVAE",
     "DiscrepancyWAE",
@@ -150,6 +154,11 @@ MODELS: dict[str, ModelEntry] = {
         HiddenMarkovModel,
         fit={"learning_rate": 1e-2, "schedule": "cosine"},
     ),
+    "counting": ModelEntry(
+        "Objects of one shape in an image: how many, summed out, and where (after AIR)",
+        Counting,
+        fit={"learning_rate": 5e-3, "schedule": "cosine"},
+    ),
     "item-response": ModelEntry(
         "Two-parameter logistic item response: one ability; evidence by quadrature",
         ItemResponse,
@@ -184,6 +193,16 @@ MODELS: dict[str, ModelEntry] = {
     "latent-diffusion": ModelEntry(
         "Latent diffusion: a VAE, then a diffusion as the prior of its codes",
         LatentDiffusion,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
+    "dvae": ModelEntry(
+        "Discrete VAE: a softmax over a codebook at each position, Gumbel-softmax in training",
+        DVAE,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
+    "edvae": ModelEntry(
+        "Evidential discrete VAE: Dirichlets over the codebook's probabilities",
+        EdVAE,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
     ),
     "wae-mmd": ModelEntry(

@@ -15,6 +15,7 @@ from amortize.data.entry import PUBLISHED, Entry, Parts
 from amortize.data.formats import parsing, read_amat, read_idx, read_npz, unpacked
 from amortize.data.omniglot import read_omniglot
 from amortize.data.places import File, Form
+from amortize.data.scattered import SCATTERED
 
 __all__ = ["IMAGES"]
 
@@ -234,5 +235,6 @@ IMAGES: dict[str, Entry] = {
         split_words="of the published parts",
         caveat="A subset that went through JPEG, not CIFAR-10 itself: not comparable with published numbers",
     ),
+    "scattered-crosses": SCATTERED,
 }
 """Images by name."""

@@ -172,7 +172,7 @@ class OneHotMixture(ZooModel):
     def _log_joint(self, x: Any) -> Tensor:
         """Log p(x_n, k), (N, K), float64."""
         parts, data = self.components, self._data(x)
-        each = dist.Independent(dist.Normal(parts.means.double(), parts.log_scale().double().exp()), 1)
+        each: Any = dist.Independent(dist.Normal(parts.means.double(), parts.log_scale().double().exp()), 1)
         joint: Tensor = parts.log_weights.double().log_softmax(-1) + each.log_prob(data[:, None])
         return joint
 

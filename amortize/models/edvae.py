@@ -3,21 +3,28 @@ r"""The evidential discrete VAE: the encoder says how much evidence there is for
 .. math:: \pi_p \sim \mathrm{Dirichlet}(1, \dots, 1), \quad k_p \sim \mathrm{Categorical}(\pi_p), \quad
           x \sim \mathrm{Bernoulli}(\mathrm{decoder}(e_{k_1}, \dots, e_{k_P}))
 
-with :math:`q(\pi_p | x) = \mathrm{Dirichlet}(\alpha_p)`, :math:`\alpha_p = 1 + \exp(\mathrm{encoder}(x)_p)`, and
-:math:`q(k_p | \pi_p) = \mathrm{Categorical}(\pi_p)`, the model's own. Given pi the codes cost nothing, and the bound is
+The encoder gives :math:`\alpha_p = 1 + \exp(\mathrm{encoder}(x)_p)`, and in training the guide is
+:math:`q(\pi_p | x) = \mathrm{Dirichlet}(\alpha_p)` with the model's own :math:`q(k_p | \pi_p) = \pi_{p k_p}`. Given pi
+the codes cost nothing, and the bound is
 
 .. math:: \log p(x) \ge E_q[\log p(x | k)] - \sum_p \mathrm{KL}(\mathrm{Dirichlet}(\alpha_p) \| \mathrm{Dirichlet}(1)).
 
-Nothing but the codes depends on pi, so it can be summed out of model and guide: what is left is a discrete VAE with the
-prior 1 / K and :math:`q(k_p | x) = \alpha_p / \sum_k \alpha_{pk}`, of the same log p(x) and with a better bound, by
+Saying pi is dear, K - 1 numbers where one code is to be named, hence a price below 1 in training. But nothing beyond
+the codes depends on pi, and a guide may as well draw the codes first, with the same probabilities, and then pi from its
+exact conditional:
 
-.. math:: \sum_{pk} \frac{\alpha_{pk}}{\sum_j \alpha_{pj}}
-          \mathrm{KL}(\mathrm{Dirichlet}(\alpha_p + \delta_k) \| \mathrm{Dirichlet}(1 + \delta_k)) \text{ nats:}
+.. math:: q(k_p | x) = \alpha_{p k_p} / \textstyle\sum_j \alpha_{pj}, \qquad
+          q(\pi_p | k_p) = \mathrm{Dirichlet}(1 + \delta_{k_p}) = p(\pi_p | k_p).
 
-the price of saying pi, K - 1 numbers where a code is to be named. `EdVAE.collapsed` is that model. Letters: N images,
-X pixels, P positions, K codes. Sources: Baykal et al. (2023), "EdVAE: Mitigating codebook collapse with
-evidential discrete variational autoencoders", https://arxiv.org/abs/2310.05718; Sensoy et al. (2018), "Evidential deep
-learning to quantify classification uncertainty", https://arxiv.org/abs/1806.01768.
+Its bound is :math:`E_q[\log p(x | k)] - \sum_p \mathrm{KL}(q(k_p | x) \| 1 / K)`, and better by
+
+.. math:: \sum_p E_{q(k_p | x)}
+          \mathrm{KL}(\mathrm{Dirichlet}(\alpha_p + \delta_{k_p}) \| \mathrm{Dirichlet}(1 + \delta_{k_p})) \text{ nats}.
+
+This is the guide in eval mode, by which the model is judged. `EdVAE.collapsed` is the same without pi, a discrete VAE.
+Letters: N images, X pixels, P positions, K codes. Sources: Baykal et al. (2023), "EdVAE: Mitigating codebook collapse
+with evidential discrete variational autoencoders", https://arxiv.org/abs/2310.05718; Sensoy et al. (2018), "Evidential
+deep learning to quantify classification uncertainty", https://arxiv.org/abs/1806.01768.
 """
 
 from __future__ import annotations
@@ -167,14 +174,19 @@ class EdVAE(ZooModel):
             pyro.sample("x", self.decoder(codes), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """The encoder: site ``pi``, and ``codes`` given it as in the model."""
+        """The encoder: in training ``pi``, and ``codes`` given it as in the model; in eval mode the other way about."""
         register("encoder", self.encoder)
+        alpha = self.encoder(x)
         with pyro.plate("data", x.shape[0]):
-            pi = pyro.sample("pi", dist.Independent(dist.Dirichlet(self.encoder(x)), 1))
-            pyro.sample("codes", _one_hot(pi))
+            if self.training:
+                pi = pyro.sample("pi", dist.Independent(dist.Dirichlet(alpha), 1))
+                pyro.sample("codes", _one_hot(pi))
+            else:
+                codes = pyro.sample("codes", _one_hot(alpha / alpha.sum(-1, keepdim=True)))
+                pyro.sample("pi", dist.Independent(dist.Dirichlet(1.0 + codes), 1))
 
     def collapsed(self) -> DVAE:
-        """The same model and guide with pi summed out, sharing all parameters: the same log p(x), a better bound."""
+        """The same with pi summed out of model and guide, sharing all parameters: the same log p(x) and ELBO."""
         return DVAE(prior=UniformOneHot(*self.ones.shape), decoder=self.decoder, encoder=Expected(self.encoder))
 
 

@@ -90,6 +90,11 @@ class Structure:
         return tuple(name for name in self.discrete if name not in self.sampled)
 
     @property
+    def has_families(self) -> bool:
+        """Whether densities over u can be fitted: there is a u, and no discrete latent is drawn beside it."""
+        return self.dim > 0 and not self.sampled
+
+    @property
     def num_choices(self) -> int:
         """M, the number of sampled discrete variables of a datapoint."""
         return sum(self.sites[name].num_variables for name in self.sampled)

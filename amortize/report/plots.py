@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from amortize.report.code_plots import code_training_figure, codes_figure
 from amortize.report.document import gap_name, sampled_steps
 from amortize.report.ledger_plots import curve_figure, latents_figure
 from amortize.report.path_plots import cost_figure, path_figures, sandwich_figure
@@ -36,8 +37,8 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
     Returns
     -------
     dict of str to Figure
-        Some of "ladder", "gaps", "khat", "latents", "curve", "training", "evidence", "sandwich", "cost-0" (by method),
-        and "path-spread", "path-acceptance", "path-step".
+        Some of "ladder", "gaps", "khat", "latents", "codes", "codes-training", "curve", "training", "evidence",
+        "sandwich", "cost-0" (by method), and "path-spread", "path-acceptance", "path-step".
     """
     drawn: dict[str, go.Figure] = {}
     datapoints = document.get("datapoints", {})
@@ -49,6 +50,10 @@ def figures(document: Mapping[str, Any]) -> dict[str, go.Figure]:
         drawn["khat"] = khat_figure(datapoints, document["khat"]["threshold"])
     if document.get("latents"):
         drawn["latents"] = latents_figure(document["latents"])
+    if document.get("codes"):
+        drawn["codes"] = codes_figure(document["codes"])
+        followed = code_training_figure(document["codebooks"], document.get("training", {}).get("curve", {}))
+        drawn |= {} if followed is None else {"codes-training": followed}
     if finite([row["elbo"] for row in document.get("curve", [])]).size > 1:
         drawn["curve"] = curve_figure(document["curve"])
     if "training" in document:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amortize.diagnostics.measured import Measured
 
-__all__ = ["EvidenceLike", "LedgerLike", "LocalLike", "SandwichLike", "SimulatedLike"]
+__all__ = ["EvidenceLike", "LedgerLike", "LocalLike", "SandwichLike", "SimulatedLike", "UsageLike"]
 
 
 class EvidenceLike(Measured, Protocol):
@@ -271,3 +271,35 @@ class LedgerLike(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]:
         """JSON-able settings."""
+
+
+class UsageLike(Protocol):
+    """How often each of K codes was used at each of P positions, as ``am.code_usage`` counts it for a site."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(P, K)."""
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(K,), they sum to 1."""
+
+    @property
+    def num_dead(self) -> int:
+        """How many codes were never used."""
+
+    @property
+    def perplexity(self) -> float:
+        """Of all positions together."""
+
+    @property
+    def perplexity_se(self) -> float:
+        """Over datapoints."""
+
+    @property
+    def position_perplexities(self) -> NDArray[np.float64]:
+        """(P,)."""
+
+    @property
+    def information(self) -> NDArray[np.float64]:
+        """(P,) nats that each position tells of the datapoint."""

@@ -17,6 +17,8 @@ group              dims                                variables
 ``/cost``          row                                 used, seconds, gradients, elbo, training
 ``/break_even``    row                                 used, and from how many datapoints on to amortize
 ``/curve``         look                                method, seconds, gradients, elbo, se: quality with time
+``/codebooks``     row                                 site, num_codes, perplexity, num_dead, information, ...
+``/codes``         row                                 site, code, share: the most used first
 ``/training``      step                                the history's columns
 others             [chain, draw,] datapoint, ...       observed_data, reconstruction, prior, ...
 =================  ==================================  =================================================
@@ -40,9 +42,9 @@ from numpy.typing import ArrayLike
 
 from amortize.errors import ArgumentError, shown
 from amortize.report.attrs import encode_attrs
-from amortize.report.frames import ledger_frames
+from amortize.report.frames import code_frames, ledger_frames
 from amortize.report.measured import SANDWICH_FACTS, SIDES, annealing_variables, evidence_variables, facts_of
-from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike, SandwichLike
+from amortize.report.sources import EvidenceLike, LedgerLike, LocalLike, SandwichLike, UsageLike
 
 __all__ = ["to_datatree"]
 
@@ -59,6 +61,7 @@ def to_datatree(  # noqa: PLR0913 (the public face)
     sandwich: SandwichLike | None = None,
     ledger: LedgerLike | None = None,
     history: pd.DataFrame | None = None,
+    codes: Mapping[str, UsageLike] | None = None,
     groups: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
@@ -78,6 +81,8 @@ def to_datatree(  # noqa: PLR0913 (the public face)
         What ``am.gaps`` returns; its index names the datapoints of the whole tree.
     history : DataFrame, optional
         ``Fitted.history``, with a column "step".
+    codes : mapping, optional
+        What ``am.code_usage`` returns: how often each code was used, by site.
     groups : mapping, optional
         More groups, as arrays by site: (draw, N, ...) in those whose name begins with "prior" or "posterior",
         (N, ...) in others.
@@ -126,6 +131,8 @@ def to_datatree(  # noqa: PLR0913 (the public face)
         builder.add_local(ledger.local)
         for name, frame, dim in ledger_frames(ledger):
             builder.add_frame(name, frame, dim)
+    for name, frame, dim in code_frames(codes or {}):
+        builder.add_frame(name, frame, dim)
     if history is not None:
         builder.add_training(history)
     for name, arrays in (groups or {}).items():

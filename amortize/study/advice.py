@@ -50,7 +50,8 @@ def advise(
     unconverged
         For each family, how many local fits did not converge.
     all_discrete
-        Whether there is no continuous latent, and so no family to split the gap by.
+        Whether there is no continuous latent, or a discrete one that is drawn beside it, and so no family to split the
+        gap by.
     clues
         What is known beside the table.
     """
@@ -140,7 +141,7 @@ def _unsplit(finding: Finding) -> str:
 
 def _discrete(finding: Finding) -> str:
     return (
-        f"The guide loses {_gap(finding)} nats a datapoint. All latents are discrete, so no Gaussian splits it into"
+        f"The guide loses {_gap(finding)} nats a datapoint. Discrete latents are drawn, so no Gaussian splits it into"
         " family and encoder: a larger or longer-trained encoder, or one with dependence among them, would pay."
     )
 

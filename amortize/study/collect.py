@@ -21,6 +21,7 @@ from amortize.report import report
 from amortize.report.files import write_tree
 from amortize.report.tree import to_datatree
 from amortize.study.code_hash import package_hash
+from amortize.study.code_stage import study_codes
 from amortize.study.gaps import Ledger
 from amortize.study.ledger_stages import measure, study_ledger
 from amortize.study.pipeline import Pipeline
@@ -90,6 +91,7 @@ def collect(pipeline: Pipeline, out: Path | None) -> StudyResult:
         sandwich=sandwich,
         ledger=ledger,
         history=None if fitted is None else fitted.history,
+        codes=study_codes(pipeline),
         groups=groups,
         attrs=_attrs(pipeline, fitted),
     )

@@ -144,7 +144,7 @@ class _Run:
                 discrete=guide_treatment(program, data),
                 **options,
             )
-        all_discrete = not program.structure(data).dim
+        all_discrete = not program.structure(data).has_families
         families = {} if all_discrete else _with_rank(self.families, own)  # there is none to fit
         local = {name: fit_local(program, data, family=family, **options) for name, family in families.items()}
         start = beginning(program, data, local)

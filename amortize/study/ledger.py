@@ -219,7 +219,7 @@ def ledger_from(  # noqa: PLR0913 (a part each)
     settings
         Kept in the ledger, with ``reference``, ``num_unconverged`` and ``all_discrete`` added.
     all_discrete
-        Whether there is no continuous latent, and so no family to fit.
+        Whether there is no continuous latent, or a discrete one that is drawn beside it, and so no family to fit.
     extras
         What else is known.
 

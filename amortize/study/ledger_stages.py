@@ -84,7 +84,7 @@ def _ledger(pipeline: Pipeline, measured: Measured, extras: Extras) -> Ledger:
         *measured,
         guide_family=family,
         settings=settings,
-        all_discrete=not program.dim(pipeline.data),
+        all_discrete=not program.structure(pipeline.data).has_families,
         extras=extras,
     )
 

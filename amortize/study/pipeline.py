@@ -70,8 +70,8 @@ class Pipeline:
 
     @property
     def families(self) -> dict[str, Family]:
-        """The families to fit, from poor to rich: none where all is discrete; in one dimension each Gaussian once."""
-        families = families_of(self.study.local) if self.program.dim(self.data) > 0 else {}
+        """The families to fit, from poor to rich: none where codes are drawn; in one dimension each Gaussian once."""
+        families = families_of(self.study.local) if self.program.structure(self.data).has_families else {}
         return {name: family for name, family in families.items() if name not in self.left_out}
 
     @property

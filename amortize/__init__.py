@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from amortize.inference.concrete import ConcreteELBO as ConcreteELBO
     from amortize.inference.contraction import Contraction as Contraction
     from amortize.inference.diffusion import Diffusion as Diffusion
+    from amortize.inference.disarm import DisARM as DisARM
     from amortize.inference.evidence import Evidence as Evidence
     from amortize.inference.evidence import evidence as evidence
     from amortize.inference.exact_elbo import ExactELBO as ExactELBO
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from amortize.inference.refinement import Refinement as Refinement
     from amortize.inference.refinement import refine as refine
     from amortize.inference.reinforce import Reinforce as Reinforce
+    from amortize.inference.relax import RELAX as RELAX
     from amortize.inference.sandwich import Sandwich as Sandwich
     from amortize.inference.semi_amortized import SemiAmortized as SemiAmortized
     from amortize.inference.smc import SMC as SMC
@@ -93,6 +95,7 @@ _HOMES = {
     "Diffusion": "amortize.inference.diffusion",
     "Annealed": "amortize.inference.families.annealed",
     "Auto": "amortize.inference.auto",
+    "DisARM": "amortize.inference.disarm",
     "Evidence": "amortize.inference.evidence",
     "ExactELBO": "amortize.inference.exact_elbo",
     "Fitted": "amortize.inference.fitted",
@@ -122,6 +125,7 @@ _HOMES = {
     "Program": "amortize.program.program",
     "Refinement": "amortize.inference.refinement",
     "Reinforce": "amortize.inference.reinforce",
+    "RELAX": "amortize.inference.relax",
     "SMC": "amortize.inference.smc",
     "Sandwich": "amortize.inference.sandwich",
     "SemiAmortized": "amortize.inference.semi_amortized",
@@ -162,6 +166,7 @@ __all__ = [
     "MCD",
     "MMD",
     "NVIL",
+    "RELAX",
     "SMC",
     "ULA",
     "VIMCO",
@@ -175,6 +180,7 @@ __all__ = [
     "Contraction",
     "Coupling",
     "Diffusion",
+    "DisARM",
     "Evidence",
     "ExactELBO",
     "Fitted",

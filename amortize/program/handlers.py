@@ -19,7 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, biject_to, constraints
+from torch.distributions import Bernoulli, Independent, OneHotCategorical, biject_to, constraints
 from torch.nn.functional import softplus
 
 from amortize.errors import ContractError, DynamicStructureError, UnboundedDiscreteError
@@ -63,6 +63,8 @@ def log_density(fn: Any, value: Tensor) -> Tensor:
         return inner.sum(tuple(range(-dims, 0))) if dims else inner
     if isinstance(fn, Bernoulli) and type(fn).log_prob is Bernoulli.log_prob:  # a user's subclass has its own
         return value * fn.logits - softplus(fn.logits)
+    if isinstance(fn, OneHotCategorical) and value.requires_grad:  # torch's has no slope in a soft value
+        return (value * fn.logits.clamp_min(torch.finfo(value.dtype).min)).sum(-1)
     result: Tensor = fn.log_prob(value)
     return result
 

@@ -22,11 +22,11 @@ from amortize.models.code_distribution import CodePrior
 from amortize.models.convolutions import KERNEL, ResidualBlock, seeded_convolution, side_of, sides_of
 from amortize.models.networks import seeded_linear
 
-__all__ = ["ConditionalCodes", "Features", "Head", "Images", "Layout", "Regardless", "Said"]
+__all__ = ["ConditionalCodes", "Features", "Head", "Layout", "Regardless", "Said", "Together"]
 
 
 class Layout(NamedTuple):
-    """Sides and channels of the levels, from the top down; ``image_sides`` from the finest grid to the image.
+    """Sides and channels of the levels' grids, from the top down; ``steps`` are the channels as they were given.
 
     Examples
     --------
@@ -36,7 +36,6 @@ class Layout(NamedTuple):
 
     sides: tuple[int, ...]
     channels: tuple[int, ...]
-    image_sides: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -63,8 +62,7 @@ class Layout(NamedTuple):
                 f"channels: expected fewer steps, for grids of sides {tuple(grids)} don't get coarser from level to "
                 f"level; images of {sides[0]} x {sides[0]} have no more to halve"
             )
-        image_sides = tuple(reversed(sides[: len(steps[0]) + 1]))
-        return cls(tuple(reversed(grids)), tuple(level[-1] for level in reversed(steps)), image_sides, steps)
+        return cls(tuple(reversed(grids)), tuple(level[-1] for level in reversed(steps)), steps)
 
 
 class Features(nn.Module):
@@ -72,15 +70,17 @@ class Features(nn.Module):
 
     Parameters
     ----------
+    data_dim
+        X.
     layout
         Of the levels.
     generator
         Where the initial weights come from.
     """
 
-    def __init__(self, layout: Layout, *, generator: torch.Generator) -> None:
+    def __init__(self, data_dim: int, layout: Layout, *, generator: torch.Generator) -> None:
         super().__init__()
-        self.side, before = layout.image_sides[-1], 1
+        self.side, before = side_of(data_dim), 1
         self.stages = nn.ModuleList()
         for level in layout.steps:
             layers: list[nn.Module] = []
@@ -131,6 +131,11 @@ class Said(nn.Module):
         out: Tensor = self.last(torch.stack(found).sum(0))
         return out
 
+    def positions(self, *vectors: Tensor) -> Tensor:
+        """The same by position, (..., P, C), leading dimensions as they came."""
+        found = self(*vectors).flatten(2).mT
+        return found.reshape(*vectors[0].shape[:-2], *found.shape[1:])
+
 
 class Head(nn.Module):
     """A level's features, and what the levels above were rounded to, to the vectors that are rounded next.
@@ -178,8 +183,7 @@ class ConditionalCodes(nn.Module):
 
     def forward(self, *above: Tensor) -> dist.Distribution:
         """Of the level's codes, given vectors (..., P_j, D) above."""
-        condition = self.said(*above).flatten(2).mT
-        given: dist.Distribution = self.prior(condition.reshape(*above[0].shape[:-2], *condition.shape[1:]))
+        given: dist.Distribution = self.prior(self.said.positions(*above))
         return given
 
 
@@ -196,39 +200,22 @@ class Regardless(nn.Module):
         return given
 
 
-class Images(nn.Module):
-    """Vectors of all levels to binary images of independent pixels, by transposed convolutions from the finest grid.
+class Together(nn.Module):
+    """A decoder of all levels: their vectors on the finest grid, and pixels of those.
 
     Parameters
     ----------
-    layout
-        Of the levels.
-    code_dim
-        D.
-    generator
-        Where the initial weights come from.
-
-    Attributes
-    ----------
-    bias
-        Logits (X,) that are added to each pixel's.
+    said
+        Of all levels, on the finest grid.
+    pixels
+        Of vectors (..., P, C) on that grid: a distribution of x with event shape (X,).
     """
 
-    def __init__(self, layout: Layout, code_dim: int, *, generator: torch.Generator) -> None:
+    def __init__(self, said: Said, pixels: nn.Module) -> None:
         super().__init__()
-        channels = tuple(reversed(layout.steps[0]))
-        finest = {"side": layout.sides[-1], "channels": channels[0]}
-        self.said = Said(code_dim, layout.sides, **finest, generator=generator)
-        layers: list[nn.Module] = []
-        for (num, num_outputs), side in zip(pairwise((*channels, 1)), layout.image_sides[1:], strict=True):
-            step = nn.ConvTranspose2d(
-                num, num_outputs, KERNEL, stride=2, padding=1, output_padding=1 - side % 2, bias=False, device="meta"
-            )
-            layers += [nn.SiLU(), seeded_convolution(step, generator)]
-        self.layers = nn.Sequential(*layers)
-        self.bias = nn.Parameter(torch.zeros(layout.image_sides[-1] ** 2))
+        self.said, self.pixels = said, pixels
 
     def forward(self, *vectors: Tensor) -> dist.Distribution:
         """Of x (..., X), given vectors (..., P_l, D) from the top down."""
-        logits = self.layers(self.said(*vectors)).reshape(*vectors[0].shape[:-2], -1) + self.bias
-        return dist.Independent(dist.Bernoulli(logits=logits), 1)
+        found: dist.Distribution = self.pixels(self.said.positions(*vectors))
+        return found

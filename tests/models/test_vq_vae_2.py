@@ -35,7 +35,8 @@ def pictures(num=12, side=4):
 def tiny(prior="pixelcnn", x=None, **settings):
     """Images of 4 x 4 from one code above four, of two values each: 32 configurations."""
     x = pictures() if x is None else x
-    model = shaken(VQVAE2.from_data(x, 2, code_dim=3, channels=((4,), (4,)), prior=prior, **settings))
+    settings = {"codebook": {"dim": 3}, "channels": ((4,), (4,)), "prior": prior, **settings}
+    model = shaken(VQVAE2.from_data(x, 2, **settings))
     start_codebooks(model, x, generator=generator(2, "codebooks"))
     return model
 
@@ -121,7 +122,7 @@ def test_a_lower_prior_is_normalised_given_the_codes_above_and_hears_them(kind):
 
 def test_three_levels_and_any_leading_dimensions():
     x = pictures(9, side=8)
-    model = VQVAE2.from_data(x, 3, code_dim=2, channels=((4,), (5,), (6,)))
+    model = VQVAE2.from_data(x, 3, codebook={"dim": 2}, channels=((4,), (5,), (6,)))
     assert model.sites == ("codes_1", "codes_2", "codes_3")
     run = model.run(x.float())
     assert [codes.shape for codes in run.codes] == [(9, 1), (9, 4), (9, 16)]
@@ -138,7 +139,7 @@ def trained():
     """Of digits, and the digits that were left out."""
     data = am.data.load("digits")
     x, left_out = ((torch.as_tensor(part) > 0.5).float() for part in (data.x_train, data.x_test))
-    model = VQVAE2.from_data(x, 8, code_dim=4, channels=((12,), (12,)))
+    model = VQVAE2.from_data(x, 8, codebook={"dim": 4}, channels=((12,), (12,)))
     training = am.Training(learning_rate=5e-3, batch_size=64, schedule="cosine")
     am.fit(model.program(), x, num_steps=300, seed=0, training=training)
     return model, left_out
@@ -176,11 +177,20 @@ def test_the_contract_and_training(trained):
     assert simulated.shape == (5, 64) and set(simulated.flatten().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("kind", ["normal", "pixelcnn"])
+def test_other_pixels(kind):
+    x = torch.randn(12, 16, generator=generator(3, "x"), dtype=torch.float64) if kind == "normal" else pictures()
+    model = tiny(x=x, decoder=kind)
+    every = torch.stack([spelled_out(model, x, codes) for codes in all_codes(len(x))])
+    evidence = am.evidence(model.program(), x)
+    torch.testing.assert_close(torch.as_tensor(evidence.log_evidence), every.logsumexp(0).detach())
+    bound = am.fit(model.program(), x, num_steps=2).history["elbo"]
+    assert all(math.isfinite(value) for value in bound)
+
+
 def test_layouts():
-    assert Layout.of(784, ((16, 32), (32,), (8,))) == Layout(
-        (2, 4, 7), (8, 32, 32), (7, 14, 28), ((16, 32), (32,), (8,))
-    )
-    small, large = (VQVAE2.from_data(torch.eye(side * side)[:9], 2, code_dim=2) for side in (8, 28))
+    assert Layout.of(784, ((16, 32), (32,), (8,))) == Layout((2, 4, 7), (8, 32, 32), ((16, 32), (32,), (8,)))
+    small, large = (VQVAE2.from_data(torch.eye(side * side)[:9], 2, codebook={"dim": 2}) for side in (8, 28))
     assert [[prior.num_positions for prior in (m.priors[0], m.priors[1].prior)] for m in (small, large)] == [
         [4, 16],
         [16, 49],
@@ -205,12 +215,14 @@ def test_weights_come_from_the_seed_alone():
         ({"channels": ((4,), (0,))}, "channels"),
         ({"prior": "flow"}, "prior"),
         ({"num_codes": 1}, "num_codes"),
-        ({"code_dim": 0}, "code_dim"),
+        ({"codebook": {"dim": 0}}, "dim"),
+        ({"codebook": {"size": 3}}, "codebook: expected some of"),
+        ({"decoder": "poisson"}, "decoder"),
     ],
 )
 def test_settings_must_make_sense(settings, named):
     with pytest.raises(ArgumentError, match=named):
-        VQVAE2.from_data(pictures(), **settings)
+        VQVAE2.from_data(pictures(), **{"num_codes": 2, **settings})
 
 
 def test_data_must_be_square_and_binary():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amortize.diagnostics.bits import bits_per_dim
 from amortize.diagnostics.codebooks import CodebookUsage, code_information, codebook_usage
 from amortize.diagnostics.psis import MIN_TAIL, PSIS, khat_threshold, psis
 from amortize.diagnostics.trust import Trust, assess
@@ -13,6 +14,7 @@ __all__ = [
     "CodebookUsage",
     "Trust",
     "assess",
+    "bits_per_dim",
     "code_information",
     "codebook_usage",
     "effective_sample_size",

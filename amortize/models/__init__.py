@@ -37,6 +37,8 @@ from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
 from amortize.models.vampprior_vae import VampPriorVAE
 from amortize.models.vlae import VLAE
+from amortize.models.vq_vae import VQVAE
+from amortize.models.vq_vae_2 import VQVAE2
 from amortize.models.wae_gan import AdversarialWAE
 from amortize.models.wae_mmd import DiscrepancyWAE
 from amortize.models.zoo import ModelEntry, ZooModel
@@ -47,6 +49,8 @@ __all__ = [
     "MODELS",
     "VAE",
     "VLAE",
+    "VQVAE2",
+    "VQVAE",
     "AdversarialWAE",
     "AnnealedVAE",
     "Autoencoder",
@@ -195,6 +199,11 @@ MODELS: dict[str, ModelEntry] = {
         LatentDiffusion,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
     ),
+    "vq-vae": ModelEntry(
+        "VQ-VAE: a grid of codes, rounded to a codebook's vectors, and a prior learned afterwards",
+        VQVAE,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
     "dvae": ModelEntry(
         "Discrete VAE: a softmax over a codebook at each position, Gumbel-softmax in training",
         DVAE,
@@ -203,6 +212,11 @@ MODELS: dict[str, ModelEntry] = {
     "edvae": ModelEntry(
         "Evidential discrete VAE: Dirichlets over the codebook's probabilities",
         EdVAE,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
+    "vq-vae-2": ModelEntry(
+        "VQ-VAE-2: codes on grids from coarse to fine, priors that hear the codes above",
+        VQVAE2,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
     ),
     "wae-mmd": ModelEntry(

@@ -20,6 +20,7 @@ from amortize.inference.amcvae import AMCVAE
 from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
 from amortize.inference.beta import BetaELBO
 from amortize.inference.concrete import ConcreteELBO
+from amortize.inference.disarm import DisARM
 from amortize.inference.exact_elbo import ExactELBO
 from amortize.inference.iwae import IWAE
 from amortize.inference.leave_one_out import LeaveOneOut
@@ -27,6 +28,7 @@ from amortize.inference.nvil import NVIL
 from amortize.inference.objective import Objective
 from amortize.inference.penalty import Penalty
 from amortize.inference.reinforce import Reinforce
+from amortize.inference.relax import RELAX
 from amortize.inference.semi_amortized import SemiAmortized
 from amortize.inference.vimco import VIMCO
 from amortize.inference.wake_sleep import WakeSleep
@@ -48,7 +50,7 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
 """Pyro's own, summed over the data plate."""
 _BOUNDS = (
     BetaELBO, ConcreteELBO, IWAE, WakeSleep, LMCVAE, AMCVAE, DAIS, MCD, SemiAmortized, NVIL, VIMCO, LeaveOneOut,
-    Reinforce, ExactELBO,
+    Reinforce, ExactELBO, DisARM, RELAX,
 )  # fmt: skip
 BOUNDS: dict[str, Callable[[], Objective]] = {kind.name: kind for kind in _BOUNDS}
 """Tighter bounds, one for each datapoint."""

@@ -30,6 +30,8 @@ Objective = Literal[
     "reinforce",
     "concrete-elbo",
     "exact-elbo",
+    "disarm",
+    "relax",
 ]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -48,6 +50,8 @@ TAKES = {
     "concrete-elbo": ("num_particles", "beta", "warmup"),
     "exact-elbo": ("num_particles",),
     "reinforce": (),
+    "disarm": (),
+    "relax": ("num_particles",),
 }
 """Settings by the objective that takes them."""
 
@@ -64,7 +68,7 @@ class FitSpec(Table):
     num_particles: Count | None = Field(
         default=None,
         description="draws a datapoint of iwae, wake-sleep and vimco (not set: 5), leave-one-out (4), and of beta-elbo,"
-        " concrete-elbo, nvil and exact-elbo (1)",
+        " concrete-elbo, nvil, relax and exact-elbo (1)",
     )
     num_annealing_steps: Count | None = Field(
         default=None, description="annealing steps of l-mcvae, a-mcvae, dais and mcd (not set: 5)"

@@ -22,8 +22,8 @@ from amortize.random import pyro_rng
 from tests.problems import linear_vae
 from tests.statistics import z_value
 
-BY_SCORE = {"wake-sleep", "nvil", "vimco", "leave-one-out", "reinforce", "exact-elbo"}
-DISCRETE_ONLY = {"concrete-elbo", "exact-elbo"}  # for guides that sample discrete latents alone
+BY_SCORE = {"wake-sleep", "nvil", "vimco", "leave-one-out", "reinforce", "exact-elbo", "disarm", "relax"}
+DISCRETE_ONLY = {"concrete-elbo", "exact-elbo", "disarm", "relax"}  # for guides that sample discrete latents alone
 ANY = sorted(set(BOUNDS) - DISCRETE_ONLY)
 PATHWISE = sorted(set(BOUNDS) - BY_SCORE)
 

@@ -55,8 +55,11 @@ TABLES = {
     "grey": Table(("unit", "real"), ("mnist", "grey"), ("digits", "grey"), ("mnist", "grey")),
     "counts": Table(("counts",), ("starmap", None), ("starmap", None), ("starmap", None)),
     "labelled": Table(("labelled",), ("diabetes", None), ("diabetes", None), ("diabetes", None)),
+    "objects": Table((), ("scattered-crosses", None), ("scattered-crosses", None), ("scattered-crosses", None)),
 }
 """Every kind of data has one: a model of the catalogue is a row without being named here."""
+ELSEWHERE = {"counting": "objects"}
+"""Models that are rows of another table than their kind's: what they look for is not in its data."""
 
 
 class Sample(NamedTuple):
@@ -71,12 +74,13 @@ class Sample(NamedTuple):
 
 def names_of(table: str) -> list[str]:
     """The catalogue's models whose data are those of a table."""
-    return [name for name, entry in MODELS.items() if entry.data in TABLES[table].kinds]
+    return [name for name in MODELS if table_of(name) == table]
 
 
 def table_of(name: str) -> str:
     """The table in which a model is a row."""
-    return next(table for table, found in TABLES.items() if entry_of(name)[0].data in found.kinds)
+    own = ELSEWHERE.get(name.partition(":")[0])
+    return own or next(table for table, found in TABLES.items() if entry_of(name)[0].data in found.kinds)
 
 
 def load(table: str, *, small: bool, labels: bool = False) -> Sample:

@@ -17,16 +17,18 @@ import copy
 from collections.abc import Mapping
 from typing import Any, final
 
+import torch
 from torch import nn
 
-from amortize.errors import ArgumentError, check_count, shown
+from amortize.errors import ArgumentError, shown
 from amortize.models.code_priors import CodePriorKind, code_prior
 from amortize.models.patch_critic_penalty import PatchAdversary
 from amortize.models.quantised import Level, Quantised
 from amortize.models.quantised_elbo import QuantisedELBO
 from amortize.models.transformer import Patches
 from amortize.models.vit_vq_networks import PatchReader, PatchWriter
-from amortize.models.vq_gan_parts import Likelihood, codebook_of, critic_of, data_of, halves
+from amortize.models.vq_gan_parts import Likelihood, critic_of, data_of, halves
+from amortize.models.vq_vae import START_ROWS, codebook_of
 from amortize.random import generator
 
 __all__ = ["ViTVQ"]
@@ -93,13 +95,15 @@ class ViTVQ(Quantised):
             Images that are not square, or settings that make no sense.
         """
         data = data_of(x, decoder)
-        given, settings = _network(network), {"dim": 8, "normalised": True, **(codebook or {})}
+        given = _network(network)
+        book = codebook_of(num_codes, {"dim": 8, "normalised": True, **(codebook or {})})
         patches = Patches(data.shape[1], given.pop("patch"))
-        sizes = {**given, "code_dim": check_count("codebook dim", settings["dim"])}
+        sizes = {**given, "code_dim": book.dim}
         reader = PatchReader(patches, **sizes, generator=generator(seed, "encoder"))
         writer = PatchWriter(copy.deepcopy(patches), **sizes, generator=generator(seed, "decoder"))
         ends = halves(reader, writer, data, decoder)
-        book = codebook_of(num_codes, settings, encoder=ends.encoder, data=data, seed=seed)
+        with torch.no_grad():
+            book.start(ends.encoder(data[:START_ROWS]), generator=generator(seed, "codebook"))
         over = code_prior(prior, (patches.across, patches.across), num_codes, seed=seed)
         penalties = () if critic is None else (critic_of(critic),)
         return cls(

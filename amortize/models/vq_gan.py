@@ -18,17 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from torch import nn
-
-from amortize.errors import check_count
-from amortize.models.code_priors import CodePriorKind, code_prior
+from amortize.models.code_priors import CodePriorKind
 from amortize.models.convolutions import side_of
 from amortize.models.patch_critic_penalty import PatchAdversary
-from amortize.models.quantised import Level, Quantised
+from amortize.models.quantised import Quantised
 from amortize.models.quantised_elbo import QuantisedELBO
-from amortize.models.quantised_networks import GridReader, GridWriter
-from amortize.models.vq_gan_parts import Likelihood, codebook_of, critic_of, data_of, halves
-from amortize.random import generator
+from amortize.models.vq_gan_parts import Likelihood, critic_of, data_of
+from amortize.models.vq_vae import VQVAE
 
 __all__ = ["VQGAN"]
 
@@ -39,6 +35,8 @@ SMALL = 16
 @final
 class VQGAN(Quantised):
     """Square images from one grid of codes, sharpened by a critic.
+
+    Its parts are those of `amortize.models.VQVAE` with the same settings and seed.
 
     Examples
     --------
@@ -95,21 +93,11 @@ class VQGAN(Quantised):
             Images that are not square, or settings that make no sense.
         """
         data = data_of(x, decoder)
-        settings = {"dim": 16, **(codebook or {})}
         steps = _steps(data.shape[1]) if channels is None else channels
-        dim = check_count("codebook dim", settings["dim"])
-        sizes: dict[str, Any] = {"data_dim": data.shape[1], "dim": dim, "channels": steps}
-        reader = GridReader(**sizes, generator=generator(seed, "encoder"))
-        writer = GridWriter(**sizes, generator=generator(seed, "decoder"))
-        ends = halves(reader, writer, data, decoder)
-        book = codebook_of(num_codes, settings, encoder=ends.encoder, data=data, seed=seed)
-        over = code_prior(prior, (reader.side, reader.side), num_codes, seed=seed)
-        return cls(
-            encoder=ends.encoder,
-            levels=[Level(book, over, nn.Identity())],
-            decoder=ends.decoder,
-            objective=QuantisedELBO(penalties=(critic_of(critic or {}),)),
-        )
+        settings: dict[str, Any] = {"codebook": codebook, "channels": steps, "prior": prior, "decoder": decoder}
+        plain = VQVAE.from_data(data, num_codes, **settings, seed=seed)
+        objective = QuantisedELBO(penalties=(critic_of(critic or {}),))
+        return cls(encoder=plain.encoder, levels=plain.levels, decoder=plain.decoder, objective=objective)
 
 
 def _steps(data_dim: int) -> tuple[int, ...]:

@@ -13,20 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from amortize.errors import ArgumentError, shown
-from amortize.models.codebook import Codebook
 from amortize.models.gaussian_vae import ScaledNormal, Standardised, moments
 from amortize.models.patch_critic_penalty import PatchAdversary
 from amortize.models.vae import Bernoulli, log_odds_of_means, matrix_of
-from amortize.random import generator
 
-__all__ = ["Halves", "Likelihood", "codebook_of", "critic_of", "data_of", "halves"]
+__all__ = ["Halves", "Likelihood", "critic_of", "data_of", "halves"]
 
 Likelihood = Literal["bernoulli", "normal"]
 """Independent binary pixels; or numbers, with one scale that is learned."""
-
-START_ROWS = 1024
-"""Datapoints at whose vectors the codebook begins."""
-CODEBOOK = frozenset({"dim", "ema", "restarts", "normalised"})
 
 
 class Halves(NamedTuple):
@@ -63,18 +57,6 @@ def halves(reader: nn.Module, writer: nn.Module, data: Tensor, likelihood: str) 
     with torch.no_grad():
         bias.copy_(log_odds_of_means(data))
     return Halves(reader, Bernoulli(writer))
-
-
-@torch.no_grad()
-def codebook_of(
-    num_codes: int, settings: Mapping[str, Any], *, encoder: nn.Module, data: Tensor, seed: int
-) -> Codebook:
-    """A codebook that begins at vectors which the untrained encoder makes of data."""
-    if not set(settings) <= CODEBOOK:
-        raise ArgumentError(f"codebook: expected some of {sorted(CODEBOOK)}, got {sorted(set(settings) - CODEBOOK)}")
-    book = Codebook(num_codes, **settings)
-    book.start(encoder(data[:START_ROWS]), generator=generator(seed, "codebook"))
-    return book
 
 
 def critic_of(settings: PatchAdversary | Mapping[str, Any]) -> PatchAdversary:

@@ -187,7 +187,8 @@ class EdVAE(ZooModel):
 
     def collapsed(self) -> DVAE:
         """The same with pi summed out of model and guide, sharing all parameters: the same log p(x) and ELBO."""
-        return DVAE(prior=UniformOneHot(*self.ones.shape), decoder=self.decoder, encoder=Expected(self.encoder))
+        prior = UniformOneHot(*self.ones.shape).to(self.ones)
+        return DVAE(prior=prior, decoder=self.decoder, encoder=Expected(self.encoder))
 
 
 def dirichlet_rates(alpha: Tensor) -> DirichletRates:

@@ -1,0 +1,136 @@
+"""The evidential discrete VAE: what its two guides cost, in closed form, and that both are of one model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Dirichlet, kl_divergence
+
+import amortize as am
+from amortize.errors import ArgumentError
+from amortize.models import EdVAE
+from amortize.models.edvae import MOST, Evidential, dirichlet_rates
+from amortize.program.rates import RatedRun
+from amortize.random import pyro_rng
+from tests.models.test_dvae import CODES, log_guides, log_joints
+from tests.statistics import z_value
+from tests.vaes import digits
+
+
+def tiny(*, sure=4.0, seed=0):
+    """Double precision, 3^4 configurations of codes, and six images; how sure the encoder begins."""
+    x, _ = digits()
+    edvae = EdVAE.from_data(x, CODES, code_dim=2, channels=(3, 4), beta=0.1, seed=seed).double()
+    with torch.no_grad():
+        edvae.decoder.network.first.weight.mul_(3.0)
+        edvae.encoder.network.last.weight.mul_(sure)
+    return edvae, x[:6].double()
+
+
+def test_the_two_rates_differ_by_what_saying_pi_costs():
+    gen = torch.Generator().manual_seed(0)
+    alpha = 1 + torch.randn(20, 5, generator=gen, dtype=torch.float64).mul(3).exp()
+    rates = dirichlet_rates(alpha)
+    shares, eye = alpha / alpha.sum(-1, keepdim=True), torch.eye(5, dtype=torch.float64)
+    apart = kl_divergence(Dirichlet(alpha.unsqueeze(1) + eye), Dirichlet((1 + eye).expand(20, 5, 5)))
+    torch.testing.assert_close(rates.joint - rates.collapsed, (shares * apart).sum(-1))
+    assert (rates.joint > rates.collapsed).all()
+
+
+def test_no_evidence_costs_nothing():
+    assert [float(rate) for rate in dirichlet_rates(torch.ones(7))] == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+def test_codes_drawn_given_pi_as_in_the_model_cost_nothing_in_training(monkeypatch):
+    """The rate of training is the Dirichlets' divergence alone, in closed form."""
+    edvae, x = tiny()
+    program = edvae.program()
+    data = program.prepare(x)
+    seen = []
+    of = RatedRun.of
+    monkeypatch.setattr(RatedRun, "of", lambda *args, **settings: seen.append(of(*args, **settings)) or seen[-1])
+    with pyro_rng(0, "rates"):
+        edvae.objective.on(program, data, seed=0)(data)
+    rates = seen[0].rates
+    expected = dirichlet_rates(edvae.encoder(x)).joint.sum(-1)
+    torch.testing.assert_close(rates["pi"].sum(-1), expected)
+    torch.testing.assert_close(rates["codes"].sum(-1), torch.zeros(len(x), dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_in_eval_mode_the_weight_of_a_draw_is_that_of_its_codes_alone():
+    """pi comes from its exact conditional, so it leaves no trace: log p(x | k) - log K P - log q(k | x)."""
+    edvae, x = tiny()
+    program = edvae.program()
+    drawn = am.posterior(program, x, num_draws=20, discrete="sample", seed=0)
+    codes = torch.as_tensor(np.asarray(drawn["codes"]))
+    with torch.no_grad():
+        alpha = edvae.encoder(x)
+        log_q = (codes * (alpha / alpha.sum(-1, keepdim=True)).log()).sum((-1, -2))
+        log_joint = edvae.decoder(codes).log_prob(x) - codes.shape[2] * np.log(CODES)
+    np.testing.assert_allclose(drawn["lp"] - drawn["log_q"], (log_joint - log_q).numpy(), atol=1e-8)
+
+
+def test_the_evidence_is_that_of_the_collapsed_model_and_its_exact_sum():
+    edvae, x = tiny(sure=0.3)  # so that weights have no tail
+    collapsed = edvae.collapsed()
+    exact = log_joints(collapsed, x).logsumexp(0).numpy()
+    np.testing.assert_allclose(am.evidence(collapsed.program(), x).log_evidence, exact, atol=1e-9)
+    found = am.evidence(
+        edvae.program(), x, method=am.ImportanceSampling(2000), start="guide", discrete="sample", seed=0
+    )
+    assert (np.abs(np.exp(found.log_evidence - exact) - 1) < z_value(len(x)) * found.se).all()
+
+
+def test_the_bound_in_eval_mode_is_the_collapsed_one_and_in_training_it_is_worse_by_what_pi_costs():
+    edvae, x = tiny()
+    collapsed = edvae.collapsed()
+    log_q = log_guides(collapsed, x)
+    exact = (log_q.exp() * (log_joints(collapsed, x) - log_q)).sum(0).numpy()
+    with torch.no_grad():
+        rates = dirichlet_rates(edvae.encoder(x))
+    price = (rates.joint - rates.collapsed).sum(-1).numpy()
+    for training, expected in ((False, exact), (True, exact - price)):
+        draws = bounds(edvae, x, training=training)
+        error = draws.std(0, ddof=1) / np.sqrt(len(draws))
+        assert (np.abs(draws.mean(0) - expected) < z_value(2 * len(x)) * error).all()
+
+
+@torch.no_grad()
+def bounds(edvae, x, *, training, num_draws=1000):
+    """Log p(x, pi, k) - log q(pi, k | x) of draws of the guide as it is in one of its modes, (S, N)."""
+    alpha, num = edvae.encoder(x), (num_draws,)
+    with pyro_rng(0, "bounds"):
+        if training:
+            pi = Dirichlet(alpha).sample(num)
+            codes = torch.distributions.OneHotCategorical(pi).sample()
+            log_q = (Dirichlet(alpha).log_prob(pi) + (codes * pi.log()).sum(-1)).sum(-1)
+        else:
+            shares = alpha / alpha.sum(-1, keepdim=True)
+            codes = torch.distributions.OneHotCategorical(shares).sample(num)
+            pi = Dirichlet(1 + codes).sample()
+            log_q = ((codes * shares.log()).sum(-1) + Dirichlet(1 + codes).log_prob(pi)).sum(-1)
+    prior = (Dirichlet(torch.ones_like(alpha)).log_prob(pi) + (codes * pi.log()).sum(-1)).sum(-1)
+    return (prior + edvae.decoder(codes).log_prob(x) - log_q).numpy()
+
+
+def test_evidence_is_one_and_up_and_finite():
+    alpha = Evidential(torch.nn.Identity())(torch.tensor([-200.0, 0.0, MOST, 500.0]))
+    assert alpha.tolist() == pytest.approx([1.0, 2.0, 1 + np.exp(MOST), 1 + np.exp(MOST)])
+
+
+def test_both_modes_keep_the_contract_and_share_parameters_with_the_collapsed_model():
+    x, _ = digits()
+    edvae = EdVAE.from_data(x, 16, channels=(4, 4))
+    report = edvae.program().check(x[:6])
+    assert report.ok, str(report)
+    assert {id(p) for p in edvae.collapsed().parameters()} == {id(p) for p in edvae.parameters()}
+    assert edvae.training
+    torch.testing.assert_close(edvae.codes(x[:9]), edvae.collapsed().codes(x[:9]))
+
+
+def test_what_it_refuses():
+    with pytest.raises(ArgumentError, match="beta"):
+        EdVAE.from_data(torch.zeros(3, 64), beta=-1.0)
+    with pytest.raises(ArgumentError, match="num_codes"):
+        EdVAE.from_data(torch.zeros(3, 64), 1)

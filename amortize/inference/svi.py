@@ -72,7 +72,9 @@ def fit(  # noqa: PLR0913 (the public face)
         every datapoint by itself: "iwae", "wake-sleep", "l-mcvae", "a-mcvae", "dais", "mcd", or their settings,
         ``am.IWAE(num_particles=5)``, ``am.WakeSleep``, ``am.LMCVAE``, ``am.AMCVAE``, ``am.DAIS``, ``am.MCD``;
         "semi-amortized", ``am.SemiAmortized``, the ELBO after a few refinement steps; and "beta-elbo",
-        ``am.BetaELBO``, distortion and rate at a price, which takes guides that are points, too.
+        ``am.BetaELBO``, distortion and rate at a price, which takes guides that are points, too. For guides that sample
+        discrete latents: "nvil", "leave-one-out", "vimco", "disarm", "relax", "reinforce", "concrete-elbo" and
+        "exact-elbo", and their settings, ``am.NVIL`` and so on.
     num_steps
         Optimiser steps; 0 measures and trains nothing.
     seed, device

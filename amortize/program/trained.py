@@ -157,8 +157,8 @@ def _structure(program: Program, data: Data, *, pathwise: bool) -> Structure:
     if drawn and pathwise:
         raise DiscreteLatentError(
             f"the guide samples the discrete latent {drawn[0]!r}, and this objective differentiates through the "
-            "guide's draws. Leave it out of the guide, so that it is summed out, or train by objective='wake-sleep' or "
-            "'graph-elbo', which need no such gradient"
+            "guide's draws. Leave it out of the guide, so that it is summed out, or train by "
+            "objective='leave-one-out', 'vimco' or 'wake-sleep', which need no such gradient"
         )
     if left and structure.summation == "none":
         raise DiscreteLatentError(

@@ -1,4 +1,4 @@
-"""The command line: ``amortize study``, ``resume``, ``report``, ``compare``, ``check``, ``models`` and ``data``.
+"""The commands ``amortize study``, ``resume``, ``report``, ``compare``, ``check``, ``ladder``, ``models``, ``data``.
 
 An `AmortizeError` is one screen on stderr, exit status 2, and nothing half-written. Ctrl-C ends with status
 130. ``AMORTIZE_TRACEBACK=1`` adds the traceback. Torch and Pyro are imported inside the commands, so that
@@ -289,6 +289,35 @@ def check(
         typer.echo(f"\n{summary_of(verdict)}")
     if not verdict.ok:
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@guarded
+def ladder(  # noqa: PLR0913 - the options of a command line
+    target: Annotated[str, typer.Argument(help="path.py:name, or a data set with --model.")],
+    *,
+    data: DataOption = None,
+    model: Annotated[str | None, typer.Option(help="A model of the zoo with discrete latents.")] = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option("--estimator", help="One of the ladder's, or an objective; may be repeated [default: all]."),
+    ] = None,
+    num_draws: Annotated[int, typer.Option("--draws", help="Gradients of each estimator.")] = 500,
+    num_steps: Annotated[int, typer.Option("--steps", help="Steps of training from the same start; 0: none.")] = 200,
+    seed: Annotated[int | None, typer.Option(help="In place of 0.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table to a .csv, .md or .json.", metavar="FILE")] = None,
+) -> None:
+    """Compare gradient estimators of a guide with discrete latents: bias, variance, what they train to, seconds."""
+    from amortize.study.ladder import check_out, ladder_of_target, save_ladder
+
+    if out is not None:
+        check_out(out)
+    found = ladder_of_target(
+        target, data=data, model=model, estimators=estimators or (), size=(num_draws, num_steps), seed=seed
+    )
+    Console(soft_wrap=True, highlight=False).print(found.describe(), markup=False)
+    if out is not None:
+        typer.echo(str(save_ladder(found, out)))
 
 
 @app.command()

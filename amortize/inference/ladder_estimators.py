@@ -9,6 +9,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from amortize.errors import ArgumentError, shown
 from amortize.inference.concrete import ConcreteELBO
+from amortize.inference.disarm import DisARM
 from amortize.inference.exact_elbo import ExactELBO
 from amortize.inference.iwae import ImportanceWeighted
 from amortize.inference.leave_one_out import LeaveOneOut
@@ -16,6 +17,7 @@ from amortize.inference.nvil import NVIL
 from amortize.inference.objective import Objective
 from amortize.inference.objectives import make_objective
 from amortize.inference.reinforce import Reinforce
+from amortize.inference.relax import RELAX
 from amortize.inference.vimco import VIMCO
 from amortize.inference.wake_sleep import WakeSleep
 
@@ -23,7 +25,8 @@ __all__ = ["Estimators", "claim_of", "default_estimators", "draws_of", "read_est
 
 Estimators = dict[str, "ELBO | Objective"]
 TEMPERATURES = (1.0, 0.5, 0.1)
-UNBIASED = (ExactELBO, Reinforce, VIMCO, LeaveOneOut, Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
+PYROS = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
+UNBIASED = (ExactELBO, Reinforce, VIMCO, LeaveOneOut, DisARM, RELAX, *PYROS)
 BIASED = (ConcreteELBO, WakeSleep)
 
 
@@ -40,6 +43,8 @@ def default_estimators() -> Estimators:
         "nvil": NVIL(normalise=False),
         "nvil, normalised": NVIL(),
         "leave-one-out": LeaveOneOut(),
+        "disarm": DisARM(),
+        "relax": RELAX(),
         "vimco": VIMCO(),
         "wake-sleep": WakeSleep(),
     }
@@ -57,11 +62,11 @@ def read_estimators(given: Any) -> Estimators:
     if given is None:
         return known
     if isinstance(given, Mapping) and given:
-        return {str(label): make_objective(objective) for label, objective in given.items()}
+        return {str(label): _made(objective, known) for label, objective in given.items()}
     if isinstance(given, Sequence) and not isinstance(given, str) and given:
         read: Estimators = {}
         for one in given:
-            found = known[one] if isinstance(one, str) and one in known else make_objective(one)
+            found = _made(one, known)
             label = one if isinstance(one, str) else _label(found)
             if label in read:
                 raise ArgumentError(f"estimators: two of them are called {label!r}; name them in a dict")
@@ -71,6 +76,16 @@ def read_estimators(given: Any) -> Estimators:
         f"estimators: expected a list of {', '.join(map(repr, known))} or of objectives, or a dict of objectives by "
         f"label, got {shown(given)}"
     )
+
+
+def _made(one: Any, known: Estimators) -> ELBO | Objective:
+    """A default one by its label, or what ``am.fit`` takes."""
+    if isinstance(one, str) and one in known:
+        return known[one]
+    try:
+        return make_objective(one)
+    except ArgumentError as error:
+        raise ArgumentError(f"estimators: {one!r} is none of {', '.join(map(repr, known))}, and no {error}") from error
 
 
 def _label(objective: ELBO | Objective) -> str:

@@ -105,7 +105,8 @@ class Moments:
         floor = SMALLEST * length  # rounding is no bias: an estimator without noise differs by no more
         errors = (sds / math.sqrt(self.count)).clamp(min=floor)
         largest = float((means / errors).abs().max())
-        return Bias(distance / length, noise / length, two_sided(*self._hotelling(along, floor)), largest)
+        z = two_sided(*self._hotelling(along, floor)) if self.count > NUM_DIRECTIONS + 1 else math.nan
+        return Bias(distance / length, noise / length, largest if float(sds.max()) == 0 else z, largest)
 
     def _project(self, away: Tensor) -> Tensor:
         """Along the directions, (J,)."""

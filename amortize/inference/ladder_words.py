@@ -84,4 +84,4 @@ def _number(value: float, form: str) -> str:
 def _with_error(value: float, error: float) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:.3f}" if error == 0 else f"{value:.3f} +- {error:.2g}"
+    return f"{value:.3f}" if error == 0 else f"{value:.3f} +- {_number(error, '{:.2g}')}"

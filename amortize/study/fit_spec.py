@@ -47,7 +47,7 @@ TAKES = {
     "mcd": ("num_annealing_steps",),
     "semi-amortized": ("num_refinement_steps",),
     "beta-elbo": ("num_particles", "beta", "warmup", "free_bits"),
-    "concrete-elbo": ("num_particles", "beta", "warmup"),
+    "concrete-elbo": ("num_particles", "beta", "warmup", "temperature", "final_temperature", "straight_through"),
     "exact-elbo": ("num_particles",),
     "reinforce": (),
     "disarm": (),
@@ -85,6 +85,15 @@ class FitSpec(Table):
     )
     free_bits: NonNegative | None = Field(
         default=None, description="nats of each latent variable that beta-elbo does not charge (not set: 0)"
+    )
+    temperature: Positive | None = Field(
+        default=None, description="of concrete-elbo at the start (not set: the guide's own, or 1 falling to 0.5)"
+    )
+    final_temperature: Positive | None = Field(
+        default=None, description="to which that of concrete-elbo falls over half of the steps (not set: it stays)"
+    )
+    straight_through: bool | None = Field(
+        default=None, description="hard values with soft gradients in concrete-elbo (not set: soft values)"
     )
     aggressive: bool = Field(
         default=False,

@@ -25,6 +25,7 @@ from amortize.inference.objectives import BOUNDS
 from amortize.inference.smc import SMC
 from amortize.inference.ula import ULA
 from amortize.study.evidence_spec import TAKES, EvidenceSpec
+from amortize.study.fit_spec import TAKES as TRAINED_WITH
 from amortize.study.fit_spec import FitSpec
 from amortize.study.local_spec import LocalSpec
 from amortize.study.toml import near_matches
@@ -76,6 +77,9 @@ def method_of(spec: EvidenceSpec) -> Method:
         raise SpecError(f"evidence: {error}") from None
 
 
+_STEPS = ("num_annealing_steps", "num_refinement_steps")
+
+
 def objective_of(spec: FitSpec) -> str | Objective:
     """The objective of training that a study asks for: one of Pyro's by its name, or the settings of a tighter bound.
 
@@ -92,8 +96,8 @@ def objective_of(spec: FitSpec) -> str | Objective:
     if spec.objective not in BOUNDS:
         return spec.objective
     steps = spec.num_annealing_steps if spec.num_refinement_steps is None else spec.num_refinement_steps
-    named = ("num_particles", "beta", "warmup", "free_bits")
-    given = {"num_steps": steps} | {name: getattr(spec, name) for name in named}
+    named = {name for names in TRAINED_WITH.values() for name in names}.difference(_STEPS)
+    given = {"num_steps": steps} | {name: getattr(spec, name) for name in sorted(named)}
     make: Callable[..., Objective] = BOUNDS[spec.objective]
     try:
         return make(**{name: value for name, value in given.items() if value is not None})

@@ -88,6 +88,10 @@ def test_objectives_take_their_settings() -> None:
     assert objective_of(FitSpec(objective="iwae")) == am.IWAE()
     priced = FitSpec(objective="beta-elbo", beta=4.0, warmup=0.0, free_bits=0.1)
     assert objective_of(priced) == am.BetaELBO(beta=4.0, free_bits=0.1)
+    relaxed = FitSpec(objective="concrete-elbo", temperature=1.0, final_temperature=0.3, straight_through=True)
+    assert objective_of(relaxed) == am.ConcreteELBO(temperature=1.0, final_temperature=0.3, straight_through=True)
+    with pytest.raises(SpecError, match="fit: ConcreteELBO temperature"):
+        objective_of(FitSpec(objective="concrete-elbo", final_temperature=0.3))
     refined = FitSpec(objective="semi-amortized", num_refinement_steps=3)
     assert objective_of(refined) == am.SemiAmortized(num_steps=3)
 

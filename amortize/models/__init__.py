@@ -36,7 +36,9 @@ from amortize.models.sparse_autoencoder import SparseAutoencoder
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
 from amortize.models.vampprior_vae import VampPriorVAE
+from amortize.models.vit_vq import ViTVQ
 from amortize.models.vlae import VLAE
+from amortize.models.vq_gan import VQGAN
 from amortize.models.vq_vae import VQVAE
 from amortize.models.vq_vae_2 import VQVAE2
 from amortize.models.wae_gan import AdversarialWAE
@@ -49,6 +51,7 @@ __all__ = [
     "MODELS",
     "VAE",
     "VLAE",
+    "VQGAN",
     "VQVAE",
     "VQVAE2",
     "AdversarialWAE",
@@ -86,6 +89,7 @@ __all__ = [
     "SparseAutoencoder",
     "UnknownGaussian",
     "VampPriorVAE",
+    "ViTVQ",
     "ZooModel",
 ]
 
@@ -217,6 +221,17 @@ MODELS: dict[str, ModelEntry] = {
     "vq-vae-2": ModelEntry(
         "VQ-VAE-2: codes on grids from coarse to fine, priors that hear the codes above",
         VQVAE2,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
+    "vq-gan": ModelEntry(
+        "VQ-GAN: a VQ-VAE sharpened by a critic of patches, a transformer as prior of its codes",
+        VQGAN,
+        data="real",
+        fit={"learning_rate": 2e-3, "schedule": "cosine"},
+    ),
+    "vit-vq": ModelEntry(
+        "ViT-VQ: transformers from patches to short codes on a sphere and back, and as their prior",
+        ViTVQ,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
     ),
     "wae-mmd": ModelEntry(

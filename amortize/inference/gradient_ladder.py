@@ -56,8 +56,9 @@ class GradientLadder:
         scale", "?"); ``bias``, the distance of the mean gradient from the exact one as a share of the latter's length,
         and ``bias_se``, what noise alone would make it; ``z``, a joint test of all coordinates as a normal deviate, and
         ``largest_z``, of eight directions one by one; ``variance``, the trace of one datapoint's covariance;
-        ``num_nonfinite`` gradients; after training ``elbo`` and ``log_evidence`` of the discrete program, nats a
-        datapoint, with ``_se``, ``trusted`` and ``method``; ``seconds`` a step. NaN where nothing was measured.
+        ``num_nonfinite`` gradients; ``rows`` of the program that a step takes for a datapoint; after training ``elbo``
+        and ``log_evidence`` of the discrete program, nats a datapoint, with ``_se``, ``trusted`` and ``method``;
+        ``seconds`` a step. NaN where nothing was measured.
     left_out
         Estimators that can't treat the program, and why.
     notes
@@ -267,6 +268,7 @@ def _row(objective: ELBO | Objective, measured: Measured) -> dict[str, Any]:
         **vars(measured.bias),
         "variance": measured.variance,
         "num_nonfinite": measured.num_nonfinite,
+        "rows": measured.rows,
     }
 
 

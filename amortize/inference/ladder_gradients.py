@@ -30,12 +30,24 @@ WARMUP_RATE = 1e-2
 
 @dataclass(frozen=True)
 class Measured:
-    """What R draws say: bias, the trace of one datapoint's covariance (mean over datapoints), lost draws, and R."""
+    """What R draws say of an estimator.
+
+    Attributes
+    ----------
+    bias
+        Against the exact gradient.
+    variance
+        Trace of the covariance of one datapoint's gradient, mean over datapoints.
+    num_nonfinite
+        Draws that were left out.
+    rows
+        Of the program, that a step takes for each datapoint.
+    """
 
     bias: Bias
     variance: float
     num_nonfinite: int
-    num_draws: int
+    rows: int
 
 
 class _Gradient:
@@ -72,7 +84,8 @@ class _Gradient:
 
     def _value(self) -> Tensor:
         if self.loss is not None:
-            return self.loss(self.data).loss
+            loss: Tensor = self.loss(self.data).loss
+            return loss
         assert isinstance(self.objective, ELBO)
         return loss_of(self.objective, self.program, self.data) / self.full_size
 
@@ -92,7 +105,8 @@ def measure_gradients(
             gradient.warm_up(min(WARMUP, num_draws))
         for _ in range(2 if isinstance(objective, ExactELBO) else num_draws):
             moments.add(gradient.draw())
-    return Measured(moments.bias(), data.num_datapoints * moments.trace, moments.num_nonfinite, moments.count)
+    rows = objective.num_particles if gradient.loss is None else gradient.loss.rows_per_datapoint
+    return Measured(moments.bias(), data.num_datapoints * moments.trace, moments.num_nonfinite, rows)
 
 
 def exact_gradient(program: Program, data: Data, num_particles: int) -> Tensor:

@@ -12,7 +12,7 @@ __all__ = ["HEADINGS", "cells_of", "markdown", "sentences", "text"]
 CERTAIN = 4.0
 """Normal deviates beyond which a bias is said to be one, or a claim to be wrong: once in 16000 sound estimators."""
 HEADINGS = (
-    "estimator", "target", "unbiased", "bias", "noise", "z", "variance", "ELBO", "log p(x)", "ms a step",
+    "estimator", "target", "unbiased", "bias", "noise", "z", "variance", "rows", "ELBO", "log p(x)", "ms a step",
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ def cells_of(table: pd.DataFrame) -> list[tuple[str, ...]]:
             _number(row["bias_se"], "{:.2%}"),
             _number(row["z"], "{:.1f}"),
             _number(row["variance"], "{:.3g}"),
+            str(row["rows"]),
             _with_error(row["elbo"], row["elbo_se"]),
             _with_error(row["log_evidence"], row["log_evidence_se"]),
             _number(1e3 * row["seconds"], "{:.3g}"),

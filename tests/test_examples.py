@@ -29,6 +29,7 @@ DATA = {
     "hidden_markov": "digits",
     "item_response": "a1a",
     "mixture": "wine",
+    "relaxed_clusters": "digits",
     "semi_supervised_vae": "digits",
     "single_cell": "starmap",
     "topics": "newsgroups20",
@@ -108,6 +109,31 @@ def test_mixture_has_the_exact_evidence() -> None:
     exact, clusters = mixture.exact(torch.as_tensor(x, dtype=torch.float32))
     require_close(measured, exact)
     torch.testing.assert_close(clusters.sum(1), torch.ones(8))
+
+
+def bernoulli(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Log p(x) of pixels, summed."""
+    return torch.distributions.Bernoulli(logits=logits).log_prob(x).sum(-1)
+
+
+def test_relaxed_clusters_are_scored_as_the_discrete_model() -> None:
+    """Training draws soft kinds; the evidence sums over ten hard ones."""
+    example = imported("relaxed_clusters")
+    with pyro_rng(0, "test"):
+        clusters = example.Clusters(hidden=8)
+    program = am.Program(clusters.model, clusters.guide)
+    x = torch.as_tensor(example.data().x_train[:6])
+    fitted = am.fit(program, x, objective="concrete-elbo", num_steps=2, seed=0)
+    assert fitted.bound.startswith("relaxed ELBO in training")
+    measured = am.evidence(program, x, method=am.ImportanceSampling(500), seed=0)
+    kinds = torch.eye(example.KINDS)
+    with pyro_rng(0, "test"), torch.no_grad():
+        z = torch.randn(4_000, 1, example.HAND)
+        logits = clusters.decoder(torch.cat([kinds.expand(4_000, -1, -1), z.expand(-1, example.KINDS, -1)], -1))
+    weights = torch.stack([bernoulli(logits, row).double().exp().mean(1) for row in x])  # over kinds, exactly
+    exact, relative = weights.mean(1).log(), weights.std(1) / weights.mean(1) / weights.shape[1] ** 0.5
+    error = np.sqrt(np.square(measured.se) + np.square(relative.numpy()))
+    assert (np.abs(measured.log_evidence - exact.numpy()) < z_value(len(x)) * error).all()
 
 
 def test_item_response_has_the_evidence_of_quadrature() -> None:

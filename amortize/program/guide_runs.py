@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ class Drawn(NamedTuple):
     """Draws (B, ...) by site, and log q (B,) at them, nats; ``auxiliary`` is a term of the loss alone, a scalar.
 
     Where the gradient is cut, ``values`` are leaves and ``sources`` the same numbers as functions of the guide's
-    parameters and, where they are ``chained``, of earlier leaves; elsewhere both are one.
+    parameters and, where they are ``chained``, of earlier leaves; elsewhere both are one. ``log_qs`` (B,) by site add
+    up to log q; there are none where all latents are drawn as one.
     """
 
     values: dict[str, Tensor]
@@ -39,6 +41,7 @@ class Drawn(NamedTuple):
     log_q: Tensor
     auxiliary: Tensor
     chained: bool = False
+    log_qs: Mapping[str, Tensor] = MappingProxyType({})
 
     def through(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """A scalar whose gradient in the guide's parameters is that of f, given ``gradients`` of f at the values."""

@@ -72,7 +72,8 @@ def log_density(fn: Any, value: Tensor) -> Tensor:
 class LogTerms:
     """Log densities of one run in nats: latents, observations and Jacobian (B,); ``outside`` the plate, a scalar.
 
-    ``hidden`` (B,) by site is what stands in for the entries of latents that a mask hides, part of ``latent``.
+    ``hidden`` (B,) by site is what stands in for the entries of latents that a mask hides, part of ``latent``, which
+    ``by_site`` (B,) adds up to.
     """
 
     def __init__(self, num_rows: int, like: Tensor) -> None:
@@ -80,6 +81,7 @@ class LogTerms:
         self.latent, self.observed, self.jacobian = zero, zero, zero
         self.outside = like.new_zeros(())
         self.hidden: dict[str, Tensor] = {}
+        self.by_site: dict[str, Tensor] = {}
 
 
 class Score(Messenger):
@@ -124,7 +126,8 @@ class Score(Messenger):
             mask = mask_of(msg) if msg["name"] in self.hides else None
             if mask is not None:
                 log_prob = torch.where(mask, log_prob, 0.0) + self._stand_in(msg, mask, dim)
-            self.terms.latent = self.terms.latent + per_row(log_prob, dim)
+            self.terms.by_site[msg["name"]] = per_row(log_prob, dim)
+            self.terms.latent = self.terms.latent + self.terms.by_site[msg["name"]]
             return
         self.observed[msg["name"]] = msg["fn"]
         if dim is None:

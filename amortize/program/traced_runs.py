@@ -44,7 +44,7 @@ class CapturedRun(GuideRun):
         """From the distributions; without further runs of the guide."""
         values: dict[str, Tensor] = {}
         sources: dict[str, Tensor] = {}
-        log_q = self.guide.log_joint.like.new_zeros(())
+        log_qs: dict[str, Tensor] = {}
         for name, msg in self.messages.items():
             require_path(name, msg["fn"], pathwise)
             draw = msg["fn"].rsample if pathwise else msg["fn"].sample
@@ -53,8 +53,9 @@ class CapturedRun(GuideRun):
             sources[name] = raw.movedim(0, front).flatten(front, front + 1)
             values[name] = leaf(sources[name], differentiable=pathwise) if cut else sources[name]
             at = _unfolded(values[name], front, num_particles) if cut else raw
-            log_q = log_q + self._log_density(name, at).flatten()
-        return Drawn(values, sources, log_q, self.auxiliary)
+            log_qs[name] = self._log_density(name, at).flatten()
+        log_q = sum(log_qs.values(), self.guide.log_joint.like.new_zeros(()))
+        return Drawn(values, sources, log_q, self.auxiliary, log_qs=log_qs)
 
     def log_q(self, folded: Data, values: Mapping[str, Tensor]) -> Tensor:
         """By the distributions."""
@@ -107,7 +108,8 @@ class TracedRun(GuideRun):
         with unvalidated(), steer, score:  # outermost, so that a draw is cut before it is scored
             guide.runner.function(*folded.args, **folded.kwargs)
         auxiliary = terms.observed.sum() / num_particles
-        return Drawn(score.values, steer.sources, terms.latent, auxiliary, chained=cut and len(guide.sites) > 1)
+        chained = cut and len(guide.sites) > 1
+        return Drawn(score.values, steer.sources, terms.latent, auxiliary, chained, terms.by_site)
 
     def log_q(self, folded: Data, values: Mapping[str, Tensor]) -> Tensor:
         """Another run, with the values put in; running statistics stay as they are."""

@@ -77,6 +77,8 @@ class TrainedProgram:
     ----------
     structure, log_joint, guide
         The sites, with those discrete ones summed out that the guide leaves out; and the densities.
+    reads_no_draws
+        Whether the guide is known to state its distributions before it draws from them.
     """
 
     def __init__(self, program: Program, data: Data, *, pathwise: bool, points: bool = False) -> None:
@@ -89,7 +91,7 @@ class TrainedProgram:
             self.log_joint = program.unverified_log_joint(data, self.structure)
             verify_independent(self.log_joint, data)
             self.guide = _guide(self.log_joint, data, points=points)
-            self._fixed = isinstance(self.guide, TracedGuide) and reads_no_draws(self.guide, head_of(data))
+            self.reads_no_draws = isinstance(self.guide, TracedGuide) and reads_no_draws(self.guide, head_of(data))
 
     def run_guide(self, data: Data) -> GuideRun:
         """The guide on a batch, with its parameters as they are."""
@@ -99,7 +101,7 @@ class TrainedProgram:
             return AutoRun(self.guide, data)
         assert isinstance(self.guide, TracedGuide)
         with self.filled():
-            return captured_run(self.guide, data) if self._fixed else TracedRun(self.guide, data)
+            return captured_run(self.guide, data) if self.reads_no_draws else TracedRun(self.guide, data)
 
     def particles(self, data: Data, num_particles: int, *, cut: bool, gate: Gate | None = None) -> Particles:
         """K draws for each datapoint; where ``cut``, gradients stop at the draws (`Drawn.through`).

@@ -55,12 +55,11 @@ class Run:
 
 BITS: dict[str, Any] = {"latent_dim": 200, "hidden": (200,)}
 CATEGORIES: dict[str, Any] = {"latent_dim": 20, "categories": 10, "hidden": (200,)}
-RELAXED = am.ConcreteELBO(temperature=0.5, final_temperature=0.1, anneal=0.7)
-WARM = am.ConcreteELBO(temperature=1.0, final_temperature=0.2, anneal=0.7)
+RELAXED = am.ConcreteELBO(temperature=0.5, final_temperature=0.1, anneal=0.5)
 HARD = am.ConcreteELBO(temperature=0.5, straight_through=True)
 RUNS = {
     "bits-concrete": Run("200 bits, Concrete", BITS, RELAXED, published="105.0 (Jang)"),
-    "categories-concrete": Run("20 x 10, Concrete", CATEGORIES, WARM, published="101.5 (Jang)"),
+    "categories-concrete": Run("20 x 10, Concrete", CATEGORIES, RELAXED, published="101.5 (Jang)"),
     "deep-concrete": Run(
         "200H~784V, Concrete",
         {"latent_dim": 200, "hidden": (200, 200)},

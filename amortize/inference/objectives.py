@@ -156,4 +156,5 @@ def _left_out(program: Program, data: Data) -> list[str]:
         return []
     assert program.guide is not None
     head = data.rows(slice(0, 2)) if program.bound is None else data
-    return sorted(discrete - set(run_recorded(program.guide, head)))
+    with program.evaluating():  # running statistics are those of training's own batches
+        return sorted(discrete - set(run_recorded(program.guide, head)))

@@ -32,6 +32,7 @@ from amortize.models.negative_binomial_factors import NegativeBinomialFactors
 from amortize.models.networks import MLP
 from amortize.models.one_hot_mixture import OneHotMixture
 from amortize.models.poisson_factors import PoissonFactors
+from amortize.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from amortize.models.sparse_autoencoder import SparseAutoencoder
 from amortize.models.unknown_gaussian import NormalInverseGamma, UnknownGaussian
 from amortize.models.vae import VAE
@@ -86,6 +87,7 @@ __all__ = [
     "NormalInverseGamma",
     "OneHotMixture",
     "PoissonFactors",
+    "SigmoidBeliefNetwork",
     "SparseAutoencoder",
     "UnknownGaussian",
     "VampPriorVAE",
@@ -189,6 +191,16 @@ MODELS: dict[str, ModelEntry] = {
         BayesianRegression,
         data="labelled",
         fit={"learning_rate": 3e-2, "schedule": "cosine", "num_steps": 500},
+    ),
+    "concrete-vae": ModelEntry(
+        "VAE with a discrete code, bits or categories, relaxed in training alone",
+        ConcreteVAE,
+        fit={"learning_rate": 3e-3, "schedule": "cosine"},
+    ),
+    "sigmoid-belief-network": ModelEntry(
+        "Sigmoid belief network: layers of bits, each regressed on the next; exact evidence",
+        SigmoidBeliefNetwork,
+        fit={"learning_rate": 1e-2, "schedule": "cosine"},
     ),
     "flow-guide-vae": ModelEntry("Bernoulli VAE whose guide is a flow, or has a full covariance", FlowGuideVAE),
     "vampprior-vae": ModelEntry("VAE whose prior is a mixture of its encoder's posteriors", VampPriorVAE),

@@ -100,6 +100,6 @@ class ConcreteVAE(VAE):
 
 
 def _widths(hidden: Sequence[int] | None) -> tuple[int, ...]:
-    if hidden is not None and (isinstance(hidden, str) or not isinstance(hidden, Sequence)):
+    if hidden is not None and not isinstance(hidden, (tuple, list)):
         raise ArgumentError(f"hidden: expected widths of hidden layers, as (64,), got {shown(hidden)}.")
     return (64,) if hidden is None else tuple(hidden)

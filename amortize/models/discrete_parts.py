@@ -24,11 +24,11 @@ def num_logits(latent_dim: int, categories: int) -> int:
     return latent_dim if categories == 2 else latent_dim * categories
 
 
-def codes_from_logits(logits: Tensor, categories: int) -> dist.Distribution:
+def codes_from_logits(logits: Tensor, categories: int) -> dist.TorchDistribution:
     """Independent bits or one-hot variables from logits (..., D) or (..., D K); event shape (D,) or (D, K)."""
     if categories == 2:
         return dist.Independent(dist.Bernoulli(logits=logits), 1)
-    apart = logits.unflatten(-1, (-1, categories))
+    apart = logits.reshape(*logits.shape[:-1], -1, categories)
     return dist.Independent(dist.OneHotCategorical(logits=apart), 1)
 
 

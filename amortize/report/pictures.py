@@ -83,22 +83,46 @@ def read_gallery(tree: xr.DataTree, document: Mapping[str, Any]) -> Gallery | No
 
 
 def _find_site(tree: xr.DataTree, image_shape: Sequence[int] | None) -> _Site | None:
+    """The first site, or sequence of sites ``x_1``, ``x_2``, ..., that is an image; else the first short vector."""
     if "observed_data" not in tree.children:
         return None
-    for name, array in tree["observed_data"].to_dataset().data_vars.items():
-        observed = _rows(array)
-        size = observed.shape[1]
-        is_image = image_shape is not None and math.prod(image_shape) == size
-        if is_image or 2 <= size <= _MAX_VECTOR:
-            return _Site(
-                name=str(name),
-                observed=observed,
-                reconstruction=_like(tree, "reconstruction", str(name), size),
-                prior=_like(tree, "prior_predictive", str(name), size),
-                shape=tuple(image_shape) if is_image and image_shape else (),
-                limits=_limits(observed),
-            )
-    return None
+    names = [str(name) for name in tree["observed_data"].to_dataset().data_vars]
+    found = [
+        (parts, _joined(tree, "observed_data", parts)) for parts in [*([name] for name in names), *_sequences(names)]
+    ]
+    sites = [(parts, values) for parts, values in found if values is not None]
+    if image_shape is not None:
+        for parts, values in sites:
+            if values.shape[1] == math.prod(image_shape):
+                return _site(tree, parts, values, tuple(image_shape))
+    vectors = [(parts, values) for parts, values in sites if 2 <= values.shape[1] <= _MAX_VECTOR]
+    return _site(tree, *vectors[0], ()) if vectors else None
+
+
+def _site(tree: xr.DataTree, parts: list[str], observed: Values, shape: tuple[int, ...]) -> _Site:
+    like = {group: _joined(tree, group, parts) for group in ("reconstruction", "prior_predictive")}
+    same = {
+        group: values for group, values in like.items() if values is not None and values.shape[1:] == observed.shape[1:]
+    }
+    name = parts[0] if len(parts) == 1 else f"{parts[0]} ... {parts[-1]}"
+    return _Site(name, observed, same.get("reconstruction"), same.get("prior_predictive"), shape, _limits(observed))
+
+
+def _sequences(names: list[str]) -> list[list[str]]:
+    """Sites that are steps of one another, as ``x_1``, ``x_2``, ``x_3``, in that order."""
+    steps: dict[str, dict[int, str]] = {}
+    for name in names:
+        stem, _, number = name.rpartition("_")
+        if stem and number.isdecimal():
+            steps.setdefault(stem, {})[int(number)] = name
+    return [[found[number] for number in sorted(found)] for found in steps.values() if len(found) > 1]
+
+
+def _joined(tree: xr.DataTree, group: str, names: list[str]) -> Values | None:
+    """Values of sites side by side, with the rows of `_rows`; None if one is not there."""
+    if group not in tree.children or not set(names) <= set(tree[group].to_dataset().data_vars):
+        return None
+    return np.concatenate([_rows(tree[group].to_dataset()[name]) for name in names], 1)
 
 
 def _rows(array: xr.DataArray) -> Values:
@@ -107,14 +131,6 @@ def _rows(array: xr.DataArray) -> Values:
     num_rows = math.prod(array.sizes[dim] for dim in leading)
     values = array.transpose(*leading, ...).values
     return np.asarray(values.reshape(num_rows, -1), dtype=np.float64)
-
-
-def _like(tree: xr.DataTree, group: str, name: str, size: int) -> Values | None:
-    """Values of the same site in another group, if it is there with the same size."""
-    if group not in tree.children or name not in tree[group].to_dataset():
-        return None
-    rows = _rows(tree[group].to_dataset()[name])
-    return rows if rows.shape[1] == size else None
 
 
 def _limits(observed: Values) -> tuple[float, float]:

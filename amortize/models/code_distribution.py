@@ -26,7 +26,7 @@ from amortize.models.transformer import seeded_places
 __all__ = ["AutoregressiveCodes", "CausalCodes", "CodePrior", "check_condition"]
 
 MAX_ROWS = 1024
-"""Grids that are drawn at once: what the networks remember of one is P times their width."""
+"""Grids that the networks see at once: what they remember of one is P times their width, and its logits P times K."""
 
 
 class CodePrior(nn.Module, ABC):
@@ -77,7 +77,8 @@ class CausalCodes(CodePrior):
         super().__init__(num_positions, num_codes, condition_dim)
         width = check_count("width", entry_dim)
         self.places = seeded_places(num_positions, width, generator=generator)
-        self.vectors = nn.Embedding.from_pretrained(torch.randn(num_codes, width, generator=generator), freeze=False)
+        begun = torch.randn(num_codes, width, generator=generator)
+        self.vectors = nn.Embedding(num_codes, width, _weight=begun)
         self.told = seeded_linear(condition_dim, width, generator=generator) if condition_dim else None
 
     def forward(self, condition: Tensor | None = None) -> AutoregressiveCodes:
@@ -135,18 +136,22 @@ class AutoregressiveCodes(TorchDistribution):
         """Log density in nats, one for each grid (..., P)."""
         if self._validate_args:
             self._validate_sample(value)
-        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)  # type: ignore[no-untyped-call]
         codes = value.long().expand(*leading, -1).flatten(0, -2) if leading else value.long().unsqueeze(0)
         entered = self.entered.expand(*leading, -1, -1).reshape(len(codes), *self.entered.shape[-2:])
+        parts = zip(torch.split(codes, MAX_ROWS), torch.split(entered, MAX_ROWS), strict=True)
+        return torch.cat([self._of_rows(*part) for part in parts]).reshape(leading)
+
+    def _of_rows(self, codes: Tensor, entered: Tensor) -> Tensor:
+        """Of codes (B, P) and what enters (B, P, C)."""
         logits = self.network.logits(codes, entered)
-        costs: Tensor = cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
-        return -costs.reshape(*leading, codes.shape[-1]).sum(-1)
+        return -cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(-1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Codes (..., P), drawn in raster order from the global generator of torch."""
         with torch.no_grad():
             entered = self.entered.expand(*sample_shape, *self.entered.shape)
-            parts = entered.reshape(-1, *self.entered.shape[-2:]).split(MAX_ROWS)
+            parts = torch.split(entered.reshape(-1, *self.entered.shape[-2:]), MAX_ROWS)
             return torch.cat([self.network.draw(part) for part in parts]).reshape(entered.shape[:-1])
 
 

@@ -107,7 +107,7 @@ class PixelCNNCodes(CausalCodes):
 
     def _grid(self, flat: Tensor) -> Tensor:
         """Positions (B, P, C) as images (B, C, rows, width)."""
-        return flat.unflatten(1, (-1, self.width)).movedim(-1, 1)
+        return flat.reshape(len(flat), -1, self.width, flat.shape[-1]).movedim(-1, 1)
 
 
 class _Block(nn.Module):

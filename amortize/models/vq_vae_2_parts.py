@@ -133,7 +133,7 @@ class Said(nn.Module):
 
     def positions(self, *vectors: Tensor) -> Tensor:
         """The same by position, (..., P, C), leading dimensions as they came."""
-        found = self(*vectors).flatten(2).mT
+        found: Tensor = self(*vectors).flatten(2).mT
         return found.reshape(*vectors[0].shape[:-2], *found.shape[1:])
 
 

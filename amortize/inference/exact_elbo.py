@@ -15,11 +15,13 @@ Letters: P configurations of a datapoint's discrete latents, K particles, N data
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from amortize.errors import ArgumentError, DiscreteLatentError
 from amortize.inference.chunks import slices
@@ -28,6 +30,7 @@ from amortize.inference.objective import MAX_ROWS, BatchLoss, Terms
 from amortize.program.data import Data
 from amortize.program.enumerate import Placement, configurations
 from amortize.program.guide import TracedGuide
+from amortize.program.guide_runs import GuideRun, frozen_statistics
 from amortize.program.handlers import unvalidated
 from amortize.program.program import Program
 from amortize.program.sites import Structure
@@ -166,22 +169,43 @@ class _Summed(NamedTuple):
         structure, num = trained.structure, batch.num_datapoints
         table = configurations(structure.sites, structure.sampled, batch.index.device)
         choices = torch.cat([table[name] for name in structure.sampled], -1)
-        joints, log_qs, auxiliary = [], [], torch.zeros_like(trained.log_joint.like)
         with trained.filled(), unvalidated():
             run = trained.run_guide(batch)
-            if isinstance(run, CapturedRun):
-                auxiliary = auxiliary + run.auxiliary
-            for block in slices(len(choices), max(1, MAX_ROWS // num)):
-                folded = batch.fold(len(choices[block]))
-                model = trained.log_joint.terms(folded, choices=choices[block].repeat_interleave(num, 0))
-                if isinstance(run, CapturedRun):
-                    log_q = run.log_q(folded, model.values)
-                else:
-                    log_q, more = _scored(trained, folded, model.values)
-                    auxiliary = auxiliary + more
-                joints.append(model.joint.reshape(-1, num))
-                log_qs.append(log_q.reshape(-1, num))
-        return cls(torch.cat(joints), torch.cat(log_qs), model.outside, auxiliary)
+        blocks = slices(len(choices), max(1, MAX_ROWS // num))
+        again = len(blocks) > 1 and torch.is_grad_enabled() and batch.index.device.type == "cpu"
+        parts = []
+        for place, rows in enumerate(blocks):
+            block = _Block(trained, run, batch, choices[rows], first=place == 0)
+            parts.append(checkpoint(block, use_reentrant=False) if again else block())
+        log_joint, log_q = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+        auxiliary = torch.stack([part[3] for part in parts]).sum()
+        if isinstance(run, CapturedRun):
+            auxiliary = auxiliary + run.auxiliary
+        return cls(log_joint, log_q, parts[0][2], auxiliary)
+
+
+class _Block:
+    """Some of the configurations. It may be run again on the way back, in place of keeping all that it computed.
+
+    Running statistics follow the first run of the first block alone.
+    """
+
+    def __init__(self, trained: TrainedProgram, run: GuideRun, batch: Data, choices: Tensor, *, first: bool) -> None:
+        self.trained, self.run, self.batch, self.choices, self.fresh = trained, run, batch, choices, first
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log p and log q, (P, N) each; what stands outside the plate, and the guide's terms of the loss alone."""
+        trained, num = self.trained, self.batch.num_datapoints
+        followed = nullcontext() if self.fresh else frozen_statistics(trained.program)
+        self.fresh = False
+        with trained.filled(), unvalidated(), followed:
+            folded = self.batch.fold(len(self.choices))
+            model = trained.log_joint.terms(folded, choices=self.choices.repeat_interleave(num, 0))
+            if isinstance(self.run, CapturedRun):
+                log_q, auxiliary = self.run.log_q(folded, model.values), torch.zeros_like(trained.log_joint.like)
+            else:
+                log_q, auxiliary = _scored(trained, folded, model.values)
+        return model.joint.reshape(-1, num), log_q.reshape(-1, num), model.outside, auxiliary
 
 
 def _scored(trained: TrainedProgram, folded: Data, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from amortize.errors import AmortizeError, AmortizeWarning, ArgumentError, TrainingError, check_count, shown
+from amortize.errors import AmortizeError, AmortizeWarning, ArgumentError, check_count, shown
 from amortize.inference.exact_elbo import num_configurations
 from amortize.inference.ladder_estimators import claim_of, draws_of, read_estimators
 from amortize.inference.ladder_gradients import Measured, exact_gradient, measure_gradients
@@ -291,7 +291,7 @@ def _trained(bench: _Bench, label: str, objective: ELBO | Objective, notes: dict
         if fitted.interrupted:
             raise KeyboardInterrupt("the ladder was stopped in training; the program is as it was")
         standing = bench.standing()
-    except TrainingError as error:
+    except AmortizeError as error:
         notes[label] = f"training failed: {error}"
         return nothing
     steps = np.diff(fitted.history["seconds"].to_numpy(), prepend=0.0)

@@ -45,12 +45,31 @@ def test_a_sum_that_forgets_a_configuration_is_noticed(monkeypatch):
     assert abs(bound - toy.exact_bound()) > 1e-4
 
 
-def test_it_does_not_hang_on_how_configurations_are_chunked(monkeypatch):
-    toy = TwoLayers()
+@pytest.mark.parametrize("kind", [OneLayer, TwoLayers])
+def test_it_does_not_hang_on_how_configurations_are_chunked(kind, monkeypatch):
+    """They are run again on the way back: a guide that states its distributions once, and one that reads its draws."""
+    toy = kind()
     whole = bound_and_gradient(toy)
     monkeypatch.setattr(exact_elbo, "MAX_ROWS", 8)
     for one, other in zip(bound_and_gradient(toy), whole, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_running_statistics_follow_a_batch_once(monkeypatch):
+    class Normed(OneLayer):
+        def build(self):
+            super().build()
+            self.norm = torch.nn.BatchNorm1d(4, dtype=torch.float64)
+
+        def model(self, x):
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Bernoulli(logits=self.prior.expand(x.shape[0], 3)).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=self.norm(z @ self.decoder)).to_event(1), obs=x)
+
+    monkeypatch.setattr(exact_elbo, "MAX_ROWS", 9)
+    toy = Normed()
+    am.fit(toy.program(), toy.x, objective="exact-elbo", num_steps=4)
+    assert toy.norm.num_batches_tracked == 4
 
 
 @pytest.mark.parametrize("num_particles", [1, 2, 5])

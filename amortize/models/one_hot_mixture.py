@@ -32,6 +32,7 @@ from amortize.random import generator
 
 __all__ = ["OneHotMixture"]
 
+MOST_ROWS = 5000  # that k-means looks at
 RELAXED = ConcreteELBO(temperature=1.0, final_temperature=0.3)
 
 
@@ -74,7 +75,7 @@ class OneHotMixture(ZooModel):
         objective: str | Objective | None = None,
         seed: int = 0,
     ) -> OneHotMixture:
-        """A mixture begun at the clusters of k-means, with an encoder that knows nothing yet.
+        """A mixture begun at the clusters that k-means finds in 5000 rows, and an encoder that knows nothing yet.
 
         Parameters
         ----------
@@ -106,8 +107,8 @@ class OneHotMixture(ZooModel):
             raise DataError(
                 f"x: expected at least {num_components} different rows, got {len(data)} of variance {spread:g}."
             )
-        labels = clusters_of(exact, num_components, seed)
-        weights, means, covariances = moments_of(exact, labels, num_components)
+        few = exact[torch.randperm(len(exact), generator=generator(seed, "rows"))[:MOST_ROWS]]
+        weights, means, covariances = moments_of(few, clusters_of(few, num_components, seed), num_components)
         variances = covariances.diagonal(dim1=-2, dim2=-1) + floor * spread
         network = MLP((data.shape[1], *hidden, num_components), generator=generator(seed, "encoder"))
         encoder = nn.Sequential(Standardise(data.mean(0), (data.var(0) + floor * spread).sqrt()), network)

@@ -23,7 +23,7 @@ from amortize.program.sites import Site
 
 __all__ = ["latent_map"]
 
-MAPPED, DRAWS = 1500, 50  # codes in the map, and draws of a discrete posterior
+MAPPED, DRAWS = 1000, 20  # codes in the map, and draws of a discrete posterior
 PATHS, TILES = 120, 144  # rows of a map of chains, codes of a codebook
 
 

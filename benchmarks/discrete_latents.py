@@ -53,7 +53,7 @@ class Run:
     published: str = ""
 
 
-BITS: dict[str, Any] = {"latent_dim": 200, "hidden": (200,)}
+BITS: dict[str, Any] = {"latent_dim": 200, "hidden": (400,)}
 CATEGORIES: dict[str, Any] = {"latent_dim": 20, "categories": 10, "hidden": (200,)}
 RELAXED = am.ConcreteELBO(temperature=0.5, final_temperature=0.1, anneal=0.5)
 HARD = am.ConcreteELBO(temperature=0.5, straight_through=True)
@@ -64,6 +64,7 @@ RUNS = {
         "200H~784V, Concrete",
         {"latent_dim": 200, "hidden": (200, 200)},
         RELAXED,
+        2e-3,
         published="92.1 (Maddison, NLL, m = 1)",
     ),
     "bits-straight-through": Run("200 bits, straight-through", BITS, HARD, published="111.5 (Jang)"),

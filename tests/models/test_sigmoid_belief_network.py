@@ -24,12 +24,12 @@ def x() -> torch.Tensor:
 
 
 def shaken(x: torch.Tensor, units: tuple[int, ...]) -> SigmoidBeliefNetwork:
-    """A network whose every parameter has moved, in float64."""
+    """A network whose model has moved away from its guide, in float64."""
     network = SigmoidBeliefNetwork.from_data(x, units=units).double()
     stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=stream, dtype=torch.float64))
+        for parameter in (*network.prior.parameters(), *network.down.parameters()):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=stream, dtype=torch.float64))
     return network
 
 
@@ -45,7 +45,7 @@ def test_evidence_is_the_sum_over_all_bits(layers, x):
     bits = all_codes(sum(units)).split(units, dim=1)
     with torch.no_grad():
         joint = network.prior().log_prob(bits[-1])
-        for below, above, down in zip(bits, bits[1:], network.down[1:], strict=True):
+        for below, above, down in zip(bits[:-1], bits[1:], network.down[1:], strict=True):
             joint = joint + Bernoulli(logits=down(above)).log_prob(below).sum(-1)
         likelihood = Bernoulli(logits=network.down[0](bits[0])[:, None]).log_prob(x).sum(-1)
     np.testing.assert_allclose(exact, (joint[:, None] + likelihood).logsumexp(0).numpy(), rtol=1e-10)
@@ -58,12 +58,12 @@ def test_annealing_and_importance_sampling_meet_the_sum(layers, x):
     network = shaken(x, LAYERS[layers])
     rows = x[:20]
     exact = network.log_evidence(rows).numpy()
-    for method in (am.AIS(num_chains=64, num_temperatures=40), am.ImportanceSampling(num_draws=4000)):
+    for method in (am.AIS(num_chains=64, num_temperatures=25), am.ImportanceSampling(num_draws=4000)):
         found = am.evidence(network.program(), rows, method=method, discrete="sample", seed=2)
         away = float((found.log_evidence - exact).mean())
         se = float(np.sqrt(np.square(found.se).sum()) / len(rows))
-        assert abs(away) < z_value() * se + 0.005, type(method).__name__
-        assert abs(away) < 0.02
+        assert abs(away) < z_value() * se, type(method).__name__
+        assert se < 0.02
 
 
 @pytest.mark.parametrize("layers", ["one layer", "two layers"])
@@ -73,7 +73,7 @@ def test_training_raises_the_exact_evidence(layers, objective):
     units = {"one layer": (6,), "two layers": (6, 3)}[layers]
     network = SigmoidBeliefNetwork.from_data(x, units=units, objective=objective)
     before = float(network.log_evidence(held_out).mean())
-    am.fit(network.program(), x, objective=network.objective, num_steps=250, training=SETTINGS)
+    am.fit(network.program(), x, objective=network.objective, num_steps=200, training=SETTINGS)
     assert float(network.log_evidence(held_out).mean()) > before + 1.5
 
 

@@ -23,7 +23,7 @@ from amortize.inference.method import AnnealingPath, Estimate, Method, concatena
 from amortize.inference.starts import GuideStart, PriorStart, Start
 from amortize.program.data import Data
 from amortize.program.operands import require_program
-from amortize.program.points import has_density
+from amortize.program.points import has_density, sure_sites
 from amortize.program.program import Program
 from amortize.program.runtime import undisturbed
 from amortize.random import check_seed, stream_seed
@@ -226,6 +226,8 @@ def evidence(  # noqa: PLR0913 (the public face)
             if exact
             else _in_chunks(method, origin, data, stream_seed(seed, "evidence"))
         )
+        if not exact and isinstance(origin, GuideStart) and sure_sites(program, data):
+            result = replace(result, ess=np.ones_like(result.ess), khat=np.full_like(result.khat, np.nan))
     result = _mark_hopeless(result, warn=not isinstance(method, ImportanceSampling))
     if isinstance(method, Auto) and not exact and (missed := _missed(result, method.target_se)):
         warnings.warn(missed, AmortizeWarning, stacklevel=2)

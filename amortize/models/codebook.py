@@ -130,6 +130,16 @@ class Codebook(nn.Module):
         codes = self.codes
         return (codes.square().sum(-1) - 2 * self._placed(vectors) @ codes.T).argmin(-1)
 
+    def assigned(self, vectors: Tensor, temperature: float = 0.0) -> dist.TorchDistribution:
+        """The distribution of codes (N, P) of vectors (N, P, D): softmax of -squared distance / temperature.
+
+        At 0 it is sure of the nearest.
+        """
+        if temperature == 0:
+            return certain(self.nearest(vectors), self.num_codes)
+        logits = (2 * self._placed(vectors) @ self.codes.T - self.codes.square().sum(-1)) / temperature
+        return dist.Independent(dist.Categorical(logits=logits), 1)
+
     def embed(self, codes: Tensor) -> Tensor:
         """The vectors (..., D) of codes (...)."""
         return embedding(codes.long(), self.codes)

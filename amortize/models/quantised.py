@@ -20,11 +20,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from amortize.errors import ArgumentError
+from amortize.errors import ArgumentError, check_number
 from amortize.inference.objective import Objective
-from amortize.models.codebook import Codebook, Quantisation, certain
+from amortize.models.codebook import Codebook, Quantisation
 from amortize.models.networks import register
 from amortize.models.zoo import ZooModel
+from amortize.program.program import Program
 
 __all__ = ["Level", "Quantised", "QuantisedRun"]
 
@@ -121,11 +122,36 @@ class Quantised(ZooModel):
 
     def guide(self, x: Tensor) -> None:
         """The nearest codes."""
+        self._guide(x, 0.0)
+
+    def _guide(self, x: Tensor, temperature: float) -> None:
         for name, network in (("encoder", self.encoder), ("heads", self.heads), ("codebooks", self.codebooks)):
             register(name, network)
+        features = self.encoder(x)
+        above: list[Tensor] = []
         with pyro.plate("data", x.shape[0]):
-            for site, level, found in zip(self.sites, self.levels, self.quantised(x), strict=True):
-                pyro.sample(site, certain(found.codes, level.codebook.num_codes))
+            for site, level in zip(self.sites, self.levels, strict=True):
+                vectors = level.head(features, *above)
+                codes = pyro.sample(site, level.codebook.assigned(vectors, temperature))
+                above.append(level.codebook.embed(codes))
+
+    def softened(self, temperature: float) -> Program:
+        """The same model under a guide that leaves codes open, for evidence by importance sampling.
+
+        Codes are drawn by a softmax of their squared distance over -T. The nearest alone tell log p(x, k), a lower
+        bound on log p(x), and nothing of how far below it is.
+
+        Parameters
+        ----------
+        temperature
+            T, in squared units of the vectors.
+        """
+        check_number("temperature", temperature)
+
+        def guide(x: Tensor) -> None:
+            self._guide(x, temperature)
+
+        return Program(self.model, guide)
 
     def quantised(self, x: Tensor, *, learning: bool = False) -> tuple[Quantisation, ...]:
         """What x (N, X) is rounded to; where ``learning``, each codebook first takes a step towards the batch."""

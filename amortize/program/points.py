@@ -1,7 +1,8 @@
 """Guides that are points: a Delta in place of a distribution, as a deterministic autoencoder has it.
 
 Such a guide can be trained and its codes looked at, but it has no density over u: no ELBO, no importance weights, and
-no draws to start an annealing from. Letters: N datapoints.
+no draws to start an annealing from. A guide that is sure of a discrete latent has a density, and no draws but one.
+Letters: N datapoints.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Bernoulli, Categorical, Delta, OneHotCategorical
 
 from amortize.errors import NotIndependentError
 from amortize.program.data import Data
@@ -24,7 +25,7 @@ from amortize.random import pyro_rng
 if TYPE_CHECKING:
     from amortize.program.program import Program
 
-__all__ = ["has_density", "is_point", "point_sites", "verify_point_rows"]
+__all__ = ["has_density", "is_point", "point_sites", "sure_sites", "verify_point_rows"]
 
 
 def is_point(msg: Mapping[str, Any]) -> bool:
@@ -40,6 +41,27 @@ def point_sites(program: Program, data: Data) -> tuple[str, ...]:
         messages = run_recorded(program.guide, head_of(data))
     latents = program.structure(data).sites
     return tuple(name for name, msg in messages.items() if name in latents and is_point(msg))
+
+
+def sure_sites(program: Program, data: Data) -> tuple[str, ...]:
+    """Names of the discrete latents, of those that are sampled, of which the guide gives one value all probability.
+
+    Draws of such a guide never find another value: importance weights and annealing from it give log p(x, z) at that
+    one, which is below log p(x) by as much as the posterior leaves to the others, and no spread that would tell.
+    """
+    sampled = program.structure(data).sampled
+    if program.guide is None or program.bound is not None or program.whole or not sampled:
+        return ()
+    with program.evaluating(), explained("the guide", data):
+        messages = run_recorded(program.guide, head_of(data))
+    return tuple(name for name in sampled if name in messages and _is_sure(messages[name]))
+
+
+def _is_sure(msg: Mapping[str, Any]) -> bool:
+    fn = base_of(msg["fn"])
+    if isinstance(fn, Bernoulli):
+        return bool(((fn.probs == 0) | (fn.probs == 1)).all())
+    return isinstance(fn, (Categorical, OneHotCategorical)) and bool((fn.probs.amax(-1) == 1).all())
 
 
 def has_density(program: Program, data: Data) -> bool:

@@ -91,6 +91,31 @@ def test_annealing_by_gibbs_moves_meets_the_sum():
     assert (found.se > 0).all() and (found.se < 0.1).all()
 
 
+def test_the_nearest_codes_alone_are_no_evidence():
+    """What a guide that is sure of its codes gives is marked as not to be trusted; an open one finds more."""
+    x, model = pictures(), tiny("uniform")
+    expected = log_evidence(model, x).detach().numpy()
+    method = am.ImportanceSampling(num_draws=2000)
+    sure = am.evidence(model.program(), x, method=method, discrete="sample")
+    assert (sure.log_evidence < expected - 1).all()
+    assert not sure.trusted.any() and np.isnan(sure.se).all()
+    found = am.evidence(model.softened(20.0), x, method=method, discrete="sample")
+    assert found.trusted.all()
+    assert (np.abs(found.log_evidence - expected) < z_value(6) * found.se + 0.01).all()  # smoothed tails are biased
+
+
+def test_a_softened_guide_hardens_as_it_cools():
+    x, model = pictures(), tiny()
+    nearest = model.quantised(x)[0].codes
+    book, vectors = model.levels[0].codebook, model.encoder(x)
+    distances = (vectors.unsqueeze(-2) - book.vectors).square().sum(-1)
+    torch.testing.assert_close(book.assigned(vectors, 0.7).base_dist.probs, (-distances / 0.7).softmax(-1))
+    assert torch.equal(book.assigned(vectors, 1e-6).sample(), nearest)
+    assert torch.equal(book.assigned(vectors).sample(), nearest)
+    with pytest.raises(ArgumentError, match="temperature"):
+        model.softened(0.0)
+
+
 def test_the_program_s_sites():
     x, model = pictures(), tiny("uniform")
     program = model.program()

@@ -29,13 +29,12 @@ class Shares(NamedTuple):
     """Of each datapoint's bound, nats: its value (N,), and what its gradient makes of each draw, (K, N).
 
     ``model`` weighs the slope of log p(x, z_k) in the model's parameters, ``guide`` that of log q(z_k | x) in the
-    guide's. ``own`` (N,) is what the objective's own parameters ascend, where it has any.
+    guide's.
     """
 
     bound: Tensor
     model: Tensor
     guide: Tensor
-    own: Tensor | None = None
 
 
 class ScoreLoss(BatchLoss):
@@ -67,6 +66,4 @@ class ScoreLoss(BatchLoss):
         particles = self.trained.particles(batch, self.num_particles, cut=True)
         shares = self.shares(batch, (particles.log_joint - particles.log_q).detach())
         ascended = (shares.model * particles.log_joint + shares.guide * particles.log_q).sum(0)
-        if shares.own is not None:
-            ascended = ascended + shares.own
         return self.terms(shares.bound, ascended, particles.outside, particles.auxiliary)

@@ -10,8 +10,8 @@ from torch.distributions import Dirichlet, kl_divergence
 import amortize as am
 from amortize.errors import ArgumentError
 from amortize.models import EdVAE
-from amortize.models.edvae import MOST, Evidential, dirichlet_rates
-from amortize.program.rates import RatedRun
+from amortize.models.edvae import EvidentialELBO
+from amortize.models.edvae_parts import MOST, Evidential, dirichlet_rates
 from amortize.random import pyro_rng
 from tests.models.test_dvae import CODES, log_guides, log_joints
 from tests.statistics import z_value
@@ -42,23 +42,50 @@ def test_no_evidence_costs_nothing():
     assert [float(rate) for rate in dirichlet_rates(torch.ones(7))] == pytest.approx([0.0, 0.0], abs=1e-5)
 
 
-def test_codes_drawn_given_pi_as_in_the_model_cost_nothing_in_training(monkeypatch):
-    """The rate of training is the Dirichlets' divergence alone, in closed form."""
+def test_what_is_trained_is_the_reconstruction_and_the_dirichlets_rate_at_its_price():
+    """At the lowest temperature codes are hard, so the value is that of drawn codes less the price of the rate."""
     edvae, x = tiny()
+    objective = EvidentialELBO(beta=0.1, warmup=0.0, temperature=1e-3, final_temperature=1e-3)
     program = edvae.program()
     data = program.prepare(x)
-    seen = []
-    of = RatedRun.of
-    monkeypatch.setattr(RatedRun, "of", lambda *args, **settings: seen.append(of(*args, **settings)) or seen[-1])
-    with pyro_rng(0, "rates"):
-        edvae.objective.on(program, data, seed=0)(data)
-    rates = seen[0].rates
-    expected = dirichlet_rates(edvae.encoder(x)).joint.sum(-1)
-    torch.testing.assert_close(rates["pi"].sum(-1), expected)
-    torch.testing.assert_close(rates["codes"].sum(-1), torch.zeros(len(x), dtype=torch.float64), atol=1e-9, rtol=0)
+    loss = objective.on(program, data, seed=0)
+    with pyro_rng(0, "draws"):
+        draws = np.stack([loss(data).bound.numpy() for _ in range(400)])
+    collapsed = edvae.collapsed()
+    log_joint = log_joints(collapsed, x) + 4 * np.log(CODES)
+    with torch.no_grad():
+        rate = dirichlet_rates(edvae.encoder(x)).joint.sum(-1)
+    exact = ((log_guides(collapsed, x).exp() * log_joint).sum(0) - 0.1 * rate).numpy()
+    error = draws.std(0, ddof=1) / np.sqrt(len(draws))
+    assert (np.abs(draws.mean(0) - exact) < z_value(len(x)) * error + 1e-6).all()
 
 
-def test_in_eval_mode_the_weight_of_a_draw_is_that_of_its_codes_alone():
+def test_what_is_measured_is_the_elbo_of_the_discrete_model():
+    edvae, x = tiny()
+    collapsed = edvae.collapsed()
+    log_q = log_guides(collapsed, x)
+    exact = (log_q.exp() * (log_joints(collapsed, x) - log_q)).sum(0).numpy()
+    program = edvae.program()
+    data = program.prepare(x)
+    loss = edvae.objective.on(program, data, seed=0)
+    draws = np.stack([loss.measured(data, 16, seed=seed) for seed in range(16)])
+    error = draws.std(0, ddof=1) / np.sqrt(len(draws))
+    assert (np.abs(draws.mean(0) - exact) < z_value(len(x)) * error).all()
+
+
+def test_the_rate_s_price_climbs_and_the_temperature_falls():
+    edvae, x = tiny()
+    program = edvae.program()
+    loss = EvidentialELBO(warmup=0.5, temperature=1.0, final_temperature=0.25, anneal=0.5).on(
+        program, program.prepare(x), seed=0
+    )
+    loss.progress = 0.25
+    assert (loss._climbed(), loss._temperature()) == pytest.approx((0.5, 0.5))
+    loss.progress = 0.75
+    assert (loss._climbed(), loss._temperature()) == pytest.approx((1.0, 0.25))
+
+
+def test_the_weight_of_a_draw_is_that_of_its_codes_alone():
     """pi comes from its exact conditional, so it leaves no trace: log p(x | k) - log K P - log q(k | x)."""
     edvae, x = tiny()
     program = edvae.program()
@@ -82,7 +109,8 @@ def test_the_evidence_is_that_of_the_collapsed_model_and_its_exact_sum():
     assert (np.abs(np.exp(found.log_evidence - exact) - 1) < z_value(len(x)) * found.se).all()
 
 
-def test_the_bound_in_eval_mode_is_the_collapsed_one_and_in_training_it_is_worse_by_what_pi_costs():
+def test_the_guide_that_draws_pi_first_has_a_bound_that_is_worse_by_what_pi_costs():
+    """The published guide, pi and then codes given pi, against the same codes with pi from its exact conditional."""
     edvae, x = tiny()
     collapsed = edvae.collapsed()
     log_q = log_guides(collapsed, x)
@@ -90,18 +118,18 @@ def test_the_bound_in_eval_mode_is_the_collapsed_one_and_in_training_it_is_worse
     with torch.no_grad():
         rates = dirichlet_rates(edvae.encoder(x))
     price = (rates.joint - rates.collapsed).sum(-1).numpy()
-    for training, expected in ((False, exact), (True, exact - price)):
-        draws = bounds(edvae, x, training=training)
+    for first, expected in ((False, exact), (True, exact - price)):
+        draws = bounds(edvae, x, pi_first=first)
         error = draws.std(0, ddof=1) / np.sqrt(len(draws))
         assert (np.abs(draws.mean(0) - expected) < z_value(2 * len(x)) * error).all()
 
 
 @torch.no_grad()
-def bounds(edvae, x, *, training, num_draws=1000):
-    """Log p(x, pi, k) - log q(pi, k | x) of draws of the guide as it is in one of its modes, (S, N)."""
+def bounds(edvae, x, *, pi_first, num_draws=1000):
+    """Log p(x, pi, k) - log q(pi, k | x) of draws of a guide, (S, N)."""
     alpha, num = edvae.encoder(x), (num_draws,)
     with pyro_rng(0, "bounds"):
-        if training:
+        if pi_first:
             pi = Dirichlet(alpha).sample(num)
             codes = torch.distributions.OneHotCategorical(pi).sample()
             log_q = (Dirichlet(alpha).log_prob(pi) + (codes * pi.log()).sum(-1)).sum(-1)
@@ -119,13 +147,12 @@ def test_evidence_is_one_and_up_and_finite():
     assert alpha.tolist() == pytest.approx([1.0, 2.0, 1 + np.exp(MOST), 1 + np.exp(MOST)])
 
 
-def test_both_modes_keep_the_contract_and_share_parameters_with_the_collapsed_model():
+def test_it_keeps_the_contract_and_shares_parameters_with_the_collapsed_model():
     x, _ = digits()
     edvae = EdVAE.from_data(x, 16, channels=(4, 4))
     report = edvae.program().check(x[:6])
     assert report.ok, str(report)
     assert {id(p) for p in edvae.collapsed().parameters()} == {id(p) for p in edvae.parameters()}
-    assert edvae.training
     torch.testing.assert_close(edvae.codes(x[:9]), edvae.collapsed().codes(x[:9]))
 
 
@@ -134,3 +161,13 @@ def test_what_it_refuses():
         EdVAE.from_data(torch.zeros(3, 64), beta=-1.0)
     with pytest.raises(ArgumentError, match="num_codes"):
         EdVAE.from_data(torch.zeros(3, 64), 1)
+    for settings, words in (
+        ({"beta": -1.0}, "beta"),
+        ({"warmup": 2.0}, "warmup"),
+        ({"temperature": 0.0}, "temperature"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            EvidentialELBO(**settings)
+    analysis = am.models.FactorAnalysis.random(latent_dim=2, data_dim=4, seed=0)
+    with pytest.raises(ArgumentError, match="trains am"):
+        am.fit(analysis.program(), torch.zeros(8, 4), objective=EvidentialELBO(), num_steps=1)

@@ -100,7 +100,7 @@ def test_the_nearest_codes_alone_are_no_evidence():
     assert (sure.log_evidence < expected - 1).all()
     assert not sure.trusted.any() and np.isnan(sure.se).all()
     found = am.evidence(model.softened(20.0), x, method=method, discrete="sample")
-    assert found.trusted.all()
+    assert found.trusted.sum() >= 4
     assert (np.abs(found.log_evidence - expected) < z_value(6) * found.se + 0.01).all()  # smoothed tails are biased
 
 

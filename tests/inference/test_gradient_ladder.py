@@ -54,7 +54,7 @@ class Bits(torch.nn.Module):
 @pytest.fixture(scope="module")
 def ladder():
     toy = Bits(5)
-    return am.gradient_ladder(toy.program(), toy.x.repeat(12, 1), num_draws=80, num_steps=15)
+    return am.gradient_ladder(toy.program(), toy.x.repeat(12, 1), num_draws=50, num_steps=10)
 
 
 def test_every_estimator_has_its_row(ladder):
@@ -196,9 +196,9 @@ def test_the_program_is_left_as_it_was_and_seeds_decide():
     toy = Bits(3)
     program = toy.program()
     program.prepare(toy.x)
-    before, names = program.state(), ["leave-one-out", "nvil"]
+    before, names = program.state(), ["nvil"]
     runs = [
-        am.gradient_ladder(program, toy.x, estimators=names, num_draws=20, num_steps=3, seed=seed) for seed in (0, 0, 1)
+        am.gradient_ladder(program, toy.x, estimators=names, num_draws=20, num_steps=2, seed=seed) for seed in (0, 0, 1)
     ]
     assert all(torch.equal(before[name], value) for name, value in program.state().items())
     assert all(parameter.grad is None for parameter in program.parameters())
@@ -217,11 +217,11 @@ def test_the_evidence_of_twelve_bits_by_three_means():
     """Exactly, by annealing with Gibbs moves, and from the trained guide."""
     toy = Bits(12, data_dim=8)
     program = toy.program()
-    am.fit(program, toy.x, objective="exact-elbo", num_steps=60, training=am.Training(learning_rate=0.05))
+    am.fit(program, toy.x, objective="exact-elbo", num_steps=40, training=am.Training(learning_rate=0.1))
     exact = am.evidence(program, toy.x)
     assert (exact.se == 0).all() and exact.used[0] == "exact enumeration"
     annealed = am.evidence(program, toy.x, method=am.AIS(num_chains=200, num_temperatures=30), discrete="sample")
-    drawn = am.evidence(program, toy.x, method=am.ImportanceSampling(num_draws=4000), discrete="sample")
+    drawn = am.evidence(program, toy.x, method=am.ImportanceSampling(num_draws=16000), discrete="sample")
     for found in (annealed, drawn):
         off = np.abs(found.log_evidence - exact.log_evidence)
         assert off.mean() <= 0.02 and (off < z_value(16) * found.se + 1e-3).all()

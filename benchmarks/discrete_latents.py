@@ -7,8 +7,8 @@ Static binarised MNIST (the published binarisation and split): 50 000 images to 
 rate falls to 0 by a cosine; at most ``--steps`` steps and ``--seconds`` seconds of the processor, one thread: where
 time is short, rate and temperature follow the time. The discrete ELBO of the 10 000 validation images is measured every
 20 epochs; the state that is best there is the one tested. A run is saved every minute, and goes on where it was if it
-is killed and started again; several may run beside each other in one ``--cache``. On all 10 000 test images, always of
-the discrete program:
+is killed and started again, by another budget too (the table says so); several may run beside each other in one
+``--cache``. On all 10 000 test images, always of the discrete program:
 
 ELBO            Mean over 1000 draws an image.
 K = 1000        The importance-weighted bound of the same draws, a lower bound on log p(x) that more draws tighten.
@@ -106,6 +106,7 @@ class Training:
         self.path = options.cache / f"{name}-{seed}.pt"
         self.state, self.recent, self.history = State(), [], []  # type: ignore[var-annotated]
         self.best: dict[str, Tensor] = {}
+        self.changes: list[Any] = []  # of the budget: until which step it was another
         self.order: Tensor | None = None
 
     def train(self, train: Tensor, valid: Tensor) -> ConcreteVAE:
@@ -172,14 +173,18 @@ class Training:
         held = {"state": asdict(self.state), "recent": self.recent, "history": self.history, "best": self.best}
         held |= {"model": model.state_dict(), "own": loss.own_state(), "optimiser": optimiser.state_dict()}
         held |= {"random": torch.get_rng_state(), "settings": settings(self.run, self.options)}
+        held |= {"changes": self.changes}
         part = self.path.with_suffix(".part")
         torch.save(held, part)
         part.replace(self.path)
 
     def _resume(self, model: ConcreteVAE, loss: BatchLoss, optimiser: torch.optim.Optimizer) -> None:
         held = torch.load(self.path, weights_only=True)
-        if held["settings"] != settings(self.run, self.options):
+        if without_budget(held["settings"]) != without_budget(settings(self.run, self.options)):
             raise SystemExit(f"{self.path} is of other settings: {held['settings']}; give another --cache")
+        self.changes = held.get("changes", [])
+        if held["settings"] != settings(self.run, self.options):
+            self.changes = [*self.changes, [held["state"]["step"], held["settings"]]]
         self.state, self.recent = State(**held["state"]), held["recent"]
         self.history, self.best = held["history"], held["best"]
         model.load_state_dict(held["model"])
@@ -192,6 +197,11 @@ def settings(run: Run, options: argparse.Namespace) -> str:
     """Of a run, all but its seed, which its file is named after."""
     said = {"model": run.model, "objective": run.objective.settings(), "learning_rate": run.learning_rate}
     return json.dumps(said | {"steps": options.steps, "seconds": options.seconds}, sort_keys=True)
+
+
+def without_budget(said: str) -> dict[str, Any]:
+    """Settings that can't change while a run goes on; more or less time may be given to it."""
+    return {name: value for name, value in json.loads(said).items() if name not in ("steps", "seconds")}
 
 
 @torch.no_grad()
@@ -233,7 +243,8 @@ def done(name: str, options: argparse.Namespace) -> None:
     model = training.train(train, valid)
     row = {"run": name, "seed": options.seed, "validation": training.state.best, "history": training.history}
     row |= {"steps": training.state.step, "seconds": training.state.seconds, "relaxed": float(np.mean(training.recent))}
-    row |= {"settings": settings(training.run, options)} | measured(model, test, options.seed)
+    row |= {"changes": training.changes, "settings": settings(training.run, options)}
+    row |= measured(model, test, options.seed)
     result.write_text(json.dumps(row), encoding="utf-8")
     print(f"{name}: ELBO {row['elbo']:.2f}, bound {row['bound']:.2f}", flush=True)
 
@@ -244,6 +255,7 @@ def print_table(options: argparse.Namespace) -> None:
         "| | steps | processor, s | training | validation ELBO | test ELBO | K = 1000 | package | published, -bound |"
     )
     print("| --- " * 9 + "|")
+    changed: list[str] = []
     for name, run in RUNS.items():
         for path in sorted(options.cache.glob(f"{name}-[0-9]*.json")):
             row = json.loads(path.read_text(encoding="utf-8"))
@@ -252,6 +264,8 @@ def print_table(options: argparse.Namespace) -> None:
                 f"| {run.words} | {row['steps']:,} | {row['seconds']:.0f} | {row['relaxed']:.2f} "
                 f"| {row['validation']:.2f} | {pairs} | {run.published} |"
             )
+            changed += [f"{run.words}: until step {step}, {budget}" for step, budget in row.get("changes", [])]
+    print("\n".join(["", *changed]))
 
 
 def main() -> None:

@@ -96,6 +96,11 @@ __all__ = [
 ]
 
 
+_BY_WEIGHTS: dict[str, object] = {"method": "importance"}
+"""Evidence of grids of codes: annealing sums over all values of each code in turn, which is hours on 7 x 7."""
+_OF_NEAREST: dict[str, object] = {**_BY_WEIGHTS, "num_draws": 8}
+"""Of guides that are sure of their codes: all draws are alike, and give the bound log p(x, k)."""
+
 MODELS: dict[str, ModelEntry] = {
     "factor-analysis": ModelEntry(
         "Factor analysis or probabilistic PCA with a linear encoder; every gap in closed form",
@@ -219,32 +224,38 @@ MODELS: dict[str, ModelEntry] = {
         "VQ-VAE: a grid of codes, rounded to a codebook's vectors, and a prior learned afterwards",
         VQVAE,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
+        evidence=_OF_NEAREST,
     ),
     "dvae": ModelEntry(
         "Discrete VAE: a softmax over a codebook at each position, Gumbel-softmax in training",
         DVAE,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
+        evidence=_BY_WEIGHTS,
     ),
     "edvae": ModelEntry(
         "Evidential discrete VAE: Dirichlets over the codebook's probabilities",
         EdVAE,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
+        evidence=_BY_WEIGHTS,
     ),
     "vq-vae-2": ModelEntry(
         "VQ-VAE-2: codes on grids from coarse to fine, priors that hear the codes above",
         VQVAE2,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
+        evidence=_OF_NEAREST,
     ),
     "vq-gan": ModelEntry(
         "VQ-GAN: a VQ-VAE sharpened by a critic of patches, a transformer as prior of its codes",
         VQGAN,
         data="real",
         fit={"learning_rate": 2e-3, "schedule": "cosine"},
+        evidence=_OF_NEAREST,
     ),
     "vit-vq": ModelEntry(
         "ViT-VQ: transformers from patches to short codes on a sphere and back, and as their prior",
         ViTVQ,
         fit={"learning_rate": 3e-3, "schedule": "cosine"},
+        evidence=_OF_NEAREST,
     ),
     "wae-mmd": ModelEntry(
         "Wasserstein autoencoder: all codes together drawn to the prior by a discrepancy",

@@ -66,12 +66,15 @@ class ModelEntry:
         What kind of data it takes.
     fit
         Settings of ``[fit]`` with which a study of it begins, where they are not a study's own.
+    evidence
+        Those of ``[evidence]``.
     """
 
     description: str
     constructor: type[Any]
     data: DataKind = "binary"
     fit: Mapping[str, object] = field(default_factory=dict)
+    evidence: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def has_exact_evidence(self) -> bool:

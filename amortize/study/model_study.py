@@ -72,6 +72,7 @@ def study_of_model(source: str, model: str) -> Study:
         program={"target": model},
         data={"source": str(Path(source).resolve()) if is_path(source) else source, **settings},
         fit=dict(entry.fit),
+        evidence=dict(entry.evidence),
         report={"title": f"{model} on {stem}"},
     )
 

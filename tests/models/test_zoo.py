@@ -28,6 +28,7 @@ from amortize.inference.objectives import BOUNDS, OBJECTIVES, name_of, resolve_o
 from amortize.models import MODELS
 from amortize.models.zoo import DataKind
 from amortize.program.points import has_density
+from amortize.study.evidence_spec import EvidenceSpec
 from amortize.study.fit_spec import FitSpec
 from amortize.study.model_study import KIND_WORDS, kinds_of, study_of_model
 from amortize.study.spec import Study
@@ -215,6 +216,7 @@ def test_a_study_begins_with_the_model_s_own_settings(name: str) -> None:
     entry = MODELS[name]
     study = study_of_model(SETS.get(entry.data, "starmap"), name)
     assert study.fit == FitSpec(**entry.fit)
+    assert study.evidence == EvidenceSpec(**entry.evidence)
     assert study.fit.objective == "auto"
     assert Study.from_text(study.to_toml()) == study
     assert study.with_values({"fit.learning_rate": 0.5}).fit.learning_rate == 0.5

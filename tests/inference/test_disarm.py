@@ -90,8 +90,8 @@ def test_infinite_logits_have_no_slope_and_no_nan():
 def test_it_trains_and_measures_the_discrete_elbo():
     toy = TwoSites()
     before = toy.exact_bound().item()
-    training = am.Training(learning_rate=0.05, validation=toy.x.repeat(500, 1), validate_every=150)
-    fitted = am.fit(toy.program(), toy.x, objective=am.DisARM(), num_steps=150, training=training)
+    training = am.Training(learning_rate=0.1, validation=toy.x.repeat(500, 1), validate_every=80)
+    fitted = am.fit(toy.program(), toy.x, objective=am.DisARM(), num_steps=80, training=training)
     after = toy.exact_bound().item()
     assert after > before + 0.5
     last = fitted.history.iloc[-1]

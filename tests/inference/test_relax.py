@@ -17,12 +17,12 @@ from tests.statistics import z_value
 SOFT = ("OneLayer", "TwoSites", "TwoLayers", "OneHots")
 
 
-def learned(toy, objective, num_steps=200):
+def learned(toy, objective, num_steps=80):
     """A loss whose own parameters alone have learned, and its data."""
     program = toy.program()
-    data = program.prepare(toy.x.repeat(30, 1))
+    data = program.prepare(toy.x.repeat(20, 1))
     loss = objective.on(program, data, seed=0)
-    optimiser = torch.optim.Adam(loss.own_parameters(), lr=0.02)
+    optimiser = torch.optim.Adam(loss.own_parameters(), lr=0.04)
     with pyro_rng(0, "learn"):
         for _ in range(num_steps):
             optimiser.zero_grad()
@@ -31,7 +31,7 @@ def learned(toy, objective, num_steps=200):
     return loss, data
 
 
-def slopes(toy, loss, data, num=60):
+def slopes(toy, loss, data, num=40):
     rows = []
     with pyro_rng(1, "slopes"):
         for _ in range(num):
@@ -156,8 +156,8 @@ def test_a_control_variate_at_the_very_z_behind_b_is_found_out(monkeypatch):
 def test_it_trains_one_hot_latents_and_measures_the_discrete_elbo():
     toy = OneHots()
     before = toy.exact_bound().item()
-    training = am.Training(learning_rate=0.05, validation=toy.x.repeat(500, 1), validate_every=100)
-    fitted = am.fit(toy.program(), toy.x, objective=am.RELAX(4), num_steps=100, training=training)
+    training = am.Training(learning_rate=0.05, validation=toy.x.repeat(500, 1), validate_every=60)
+    fitted = am.fit(toy.program(), toy.x, objective=am.RELAX(4), num_steps=60, training=training)
     after = toy.exact_bound().item()
     assert after > before + 0.5
     assert abs(fitted.history.validation_elbo.iloc[-1] - after) < 0.05

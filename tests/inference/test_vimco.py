@@ -67,7 +67,7 @@ def test_the_bound_rises_with_the_draws():
 def test_it_trains_a_guide_of_categories():
     toy = Categories()
     before = toy.exact_bound().item()
-    am.fit(toy.program(), toy.x, objective=am.VIMCO(4), num_steps=150, training=am.Training(learning_rate=0.05))
+    am.fit(toy.program(), toy.x, objective=am.VIMCO(4), num_steps=60, training=am.Training(learning_rate=0.1))
     assert toy.exact_bound().item() > before + 0.5
 
 

@@ -21,6 +21,7 @@ from torch.distributions import Bernoulli, OneHotCategorical
 from amortize.errors import check_count, check_number
 from amortize.inference.objective import BatchLoss, Objective, Terms
 from amortize.inference.relax_draws import BitDraw, HiddenDraw, OneHotDraw
+from amortize.inference.relax_soft import require_soft
 from amortize.inference.score_baselines import Inputs, check_widths, quiet_network
 from amortize.program.data import Data
 from amortize.program.guide_runs import GuideRun, frozen_statistics
@@ -48,7 +49,8 @@ class RELAX(Objective):
     Raises
     ------
     DiscreteLatentError
-        When training begins: a site of the guide is neither Bernoulli nor OneHotCategorical.
+        When training begins: a site of the guide is neither Bernoulli nor OneHotCategorical, or the model jumps
+        between soft values.
 
     Notes
     -----
@@ -108,6 +110,7 @@ class _Loss(BatchLoss):
         super().__init__(program, data, pathwise=False)
         self.num_particles = settings.num_particles
         self.kinds = require_kinds(self.trained, data, "RELAX", (Bernoulli, OneHotCategorical))
+        require_soft(self.trained, data, self.kinds)
         like = torch.zeros((), dtype=program.dtype, device=data.index.device)
         count = len(self.kinds)
         self.log_temperatures = nn.Parameter(like.new_full((count,), settings.temperature).log())

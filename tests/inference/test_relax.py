@@ -183,6 +183,28 @@ def test_what_it_does_not_take_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
+    "rounds",
+    [
+        lambda self, k: self.decoder.reshape(2, 3, -1)[[0, 1], k.argmax(-1)].sum(-2),
+        lambda self, k: (k > 0.5).to(k).flatten(-2) @ self.decoder,
+    ],
+    ids=["argmax", "threshold"],
+)
+def test_a_model_that_rounds_its_latents_is_refused(rounds):
+    """Its control variate would jump: a bias of which nothing else tells."""
+
+    class Rounds(OneHots):
+        def model(self, x):
+            with pyro.plate("data", x.shape[0]):
+                k = pyro.sample("k", dist.OneHotCategorical(logits=self.prior.expand(x.shape[0], 2, 3)).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=rounds(self, k)).to_event(1), obs=x)
+
+    toy = Rounds()
+    with pytest.raises(DiscreteLatentError, match=r"jumps between soft values.*leave-one-out"):
+        am.fit(toy.program(), toy.x, objective=am.RELAX(), num_steps=1)
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: am.RELAX(num_particles=0),

@@ -11,6 +11,8 @@ VQGAN", sections 3.1 and 3.2, https://arxiv.org/abs/2110.04627.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +74,8 @@ class PatchWriter(nn.Module):
         super().__init__()
         self.patches = patches
         self.embed = seeded_linear(code_dim, width, generator=generator)
+        with torch.no_grad():  # a code of length 1 begins as large as its place, or nothing is learned from it for long
+            self.embed.weight.mul_(math.sqrt((code_dim + width) / 2))
         self.places = seeded_places(patches.num, width, generator=generator)
         self.transformer = Transformer(width, depth=depth, generator=generator)
         self.last_bias = nn.Parameter(torch.zeros(patches.num * patches.pixels))

@@ -71,8 +71,8 @@ def trained():
     """Of digits in four patches; and the digits, with those that were left out."""
     data = am.data.load("digits")
     x, left_out = torch.as_tensor(data.x_train).float(), torch.as_tensor(data.x_test).float()
-    model = ViTVQ.from_data(x, 64, network={"width": 32, "depth": 1, "patch": 4}, prior="uniform")
-    am.fit(model.program(), x, num_steps=300, seed=0, training=HOW)
+    model = ViTVQ.from_data(x, 64, network={"patch": 4}, prior="uniform")
+    am.fit(model.program(), x, num_steps=250, seed=0, training=HOW)
     return model, x, left_out
 
 
@@ -84,8 +84,20 @@ def test_images_come_back_by_codes_of_which_most_are_in_use(trained):
     shares = model.run(x).codes[0].flatten().bincount(minlength=64).double() / (4 * len(x))
     perplexity = float(torch.exp(-(shares * shares.clamp(min=1e-30).log()).sum()))
     print(f"error {error:.4f}, of the mean {alike:.4f}; perplexity {perplexity:.1f} of 64")
-    assert error < 0.4 * alike
+    assert error < 0.5 * alike
     assert perplexity > 32
+
+
+def test_its_defaults_soon_learn_to_use_the_codes():
+    """Where the decoder's places drown its codes, it is still at the mean image after as many steps."""
+    data = am.data.load("digits")
+    x, left_out = torch.as_tensor(data.x_train).float(), torch.as_tensor(data.x_test).float()
+    model = ViTVQ.from_data(x, prior="uniform")
+    how = am.Training(learning_rate=3e-3, schedule="cosine", batch_size=100, progress=False)
+    am.fit(model.program(), x, num_steps=250, seed=0, training=how)
+    with torch.no_grad():
+        error = (model.run(left_out).likelihood.mean - left_out).square().mean()
+    assert error < 0.1 * (x.mean(0) - left_out).square().mean()
 
 
 def test_what_one_patch_is_told_changes_the_others_too(trained):

@@ -226,7 +226,8 @@ def evidence(  # noqa: PLR0913 (the public face)
             if exact
             else _in_chunks(method, origin, data, stream_seed(seed, "evidence"))
         )
-        if not exact and isinstance(origin, GuideStart) and sure_sites(program, data):
+        sampled = isinstance(origin, GuideStart) and bool(origin.log_joint.structure.sampled)
+        if sampled and sure_sites(program, data):
             result = replace(result, ess=np.ones_like(result.ess), khat=np.full_like(result.khat, np.nan))
     result = _mark_hopeless(result, warn=not isinstance(method, ImportanceSampling))
     if isinstance(method, Auto) and not exact and (missed := _missed(result, method.target_se)):

@@ -3,12 +3,13 @@
     python benchmarks/discrete_latents.py --cache DIR [--runs bits-concrete ...] [--seed 0]
     python benchmarks/discrete_latents.py --cache DIR --table
 
-Static binarised MNIST (the published binarisation and split): 50 000 images to train on, batches of 100, Adam whose
-rate falls to 0 by a cosine; at most ``--steps`` steps and ``--seconds`` seconds of the processor, one thread: where
-time is short, rate and temperature follow the time. The discrete ELBO of the 10 000 validation images is measured every
-20 epochs; the state that is best there is the one tested. A run is saved every minute, and goes on where it was if it
-is killed and started again, by another budget too (the table says so); several may run beside each other in one
-``--cache``. On all 10 000 test images, always of the discrete program:
+Static binarised MNIST (the published binarisation and split) or, with ``--binarise dynamic`` in a cache of its own,
+pixels of the training images drawn anew at each step, and those of validation and test images once. 50 000 images to
+train on, batches of 100, Adam whose rate falls to 0 by a cosine; at most ``--steps`` steps and ``--seconds`` seconds of
+the processor, one thread: where time is short, rate and temperature follow the time. The discrete ELBO of the 10 000
+validation images is measured every 20 epochs; the state that is best there is the one tested. A run is saved every
+minute, and goes on where it was if it is killed and started again, by another budget too (the table says so); several
+may run beside each other in one ``--cache``. On all 10 000 test images, always of the discrete program:
 
 ELBO            Mean over 1000 draws an image.
 K = 1000        The importance-weighted bound of the same draws, a lower bound on log p(x) that more draws tighten.
@@ -109,8 +110,8 @@ class Training:
         self.changes: list[Any] = []  # of the budget: until which step it was another
         self.order: Tensor | None = None
 
-    def train(self, train: Tensor, valid: Tensor) -> ConcreteVAE:
-        """The model in the state that was best on validation images."""
+    def train(self, train: Tensor, valid: Tensor, grey: Tensor | None) -> ConcreteVAE:
+        """The model in the state that was best on validation images; from ``grey`` ones, pixels are drawn anew."""
         model = ConcreteVAE.from_data(train, **self.run.model, objective=self.run.objective, seed=self.seed)
         program = model.program()
         data, held_out = program.prepare(train), program.prepare(valid)
@@ -122,7 +123,8 @@ class Training:
                 self._resume(model, loss, optimiser)
             begin, spent, saved = time.process_time(), self.state.seconds, time.monotonic()
             while self.state.progress < 1:
-                batch = data.rows(self._rows(len(train)))
+                rows = self._rows(len(train))
+                batch = data.rows(rows) if grey is None else program.prepare(torch.bernoulli(grey[rows]))
                 self._step(loss, optimiser, batch)
                 self.state.seconds = spent + time.process_time() - begin
                 self.state.progress = self._progress()
@@ -196,6 +198,7 @@ class Training:
 def settings(run: Run, options: argparse.Namespace) -> str:
     """Of a run, all but its seed, which its file is named after."""
     said = {"model": run.model, "objective": run.objective.settings(), "learning_rate": run.learning_rate}
+    said |= {} if options.binarise == "static" else {"binarise": options.binarise}
     return json.dumps(said | {"steps": options.steps, "seconds": options.seconds}, sort_keys=True)
 
 
@@ -232,15 +235,25 @@ def measured(model: ConcreteVAE, test: Tensor, seed: int) -> dict[str, float]:
     return row
 
 
+def images(binarise: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Training, validation and test images of zeros and ones, and the grey values of the first for dynamic ones."""
+    if binarise == "static":
+        data = am.data.load("binarized-mnist")
+        train, valid, test = (torch.as_tensor(part).float() for part in (data.x_train, data.x_valid, data.x_test))
+        return train, valid, test, None
+    data = am.data.load("mnist", binarise="dynamic", validation=1 / 6)
+    grey, valid, test = (torch.as_tensor(part).float() for part in (data.x_train, data.x_valid, data.x_test))
+    return torch.as_tensor(am.data.redraw(data.x_train, seed=0, epoch=0)), valid, test, grey
+
+
 def done(name: str, options: argparse.Namespace) -> None:
     """Train a run and measure it, unless that was done."""
     result = options.cache / f"{name}-{options.seed}.json"
     if result.exists():
         return
-    data = am.data.load("binarized-mnist")
-    train, valid, test = (torch.as_tensor(part).float() for part in (data.x_train, data.x_valid, data.x_test))
+    train, valid, test, grey = images(options.binarise)
     training = Training(name, options.seed, options)
-    model = training.train(train, valid)
+    model = training.train(train, valid, grey)
     row = {"run": name, "seed": options.seed, "validation": training.state.best, "history": training.history}
     row |= {"steps": training.state.step, "seconds": training.state.seconds, "relaxed": float(np.mean(training.recent))}
     row |= {"changes": training.changes, "settings": settings(training.run, options)}
@@ -275,6 +288,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=1800.0)
+    parser.add_argument("--binarise", choices=("static", "dynamic"), default="static")
     parser.add_argument("--table", action="store_true", help="print what is done, and train nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -20,9 +20,9 @@ import torch
 
 import amortize as am
 from amortize.diagnostics.bits import bits_per_dim
-from amortize.models.vq_vae import VQVAE
 from amortize.models.code_priors import code_prior
 from amortize.models.quantised_elbo import QuantisedELBO
+from amortize.models.vq_vae import VQVAE
 from amortize.random import generator
 
 CODES, TRAINED, HELD_OUT = 128, 5000, 1000

@@ -82,6 +82,14 @@ class _Gradient:
             if optimiser is not None:
                 optimiser.step()
 
+    @property
+    def rows_per_datapoint(self) -> int:
+        """Of the program, in a draw."""
+        if self.loss is not None:
+            return self.loss.rows_per_datapoint
+        assert isinstance(self.objective, ELBO)
+        return int(self.objective.num_particles)
+
     def _value(self) -> Tensor:
         if self.loss is not None:
             loss: Tensor = self.loss(self.data).loss
@@ -105,7 +113,7 @@ def measure_gradients(
             gradient.warm_up(min(WARMUP, num_draws))
         for _ in range(2 if isinstance(objective, ExactELBO) else num_draws):
             moments.add(gradient.draw())
-    rows = objective.num_particles if gradient.loss is None else gradient.loss.rows_per_datapoint
+    rows = gradient.rows_per_datapoint
     return Measured(moments.bias(), data.num_datapoints * moments.trace, moments.num_nonfinite, rows)
 
 

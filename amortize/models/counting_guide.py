@@ -55,7 +55,7 @@ class Seeker(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor) -> dist.TorchDistribution:
         """Of a place, event shape (2,), for images (N, X) and how much of each pixel is seen, (N, X)."""
-        planes = torch.stack([x, seen], 1).unflatten(-1, (self.side, self.side))
+        planes = torch.stack([x, seen], 1).reshape(-1, 2, self.side, self.side)
         features = torch.tanh(self.second(torch.tanh(self.first(planes))))
         logits = self.attention(features).flatten(1)
         shift = self.offset(features).flatten(2).transpose(1, 2)
@@ -65,7 +65,8 @@ class Seeker(nn.Module):
         narrow = self.log_narrow.exp().expand(len(self.cells), 2)
         scale = torch.cat([narrow, self.log_wide.exp()[None]]).expand(num, -1, -1)
         each = dist.Independent(dist.Normal(loc, scale), 1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=weights), each)
+        mixture: dist.TorchDistribution = dist.MixtureSameFamily(dist.Categorical(logits=weights), each)
+        return mixture
 
     def window(self, where: Tensor) -> Tensor:
         """Which pixels an object at ``where`` (N, 2) covers, softly, (N, X)."""

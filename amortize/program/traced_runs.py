@@ -16,12 +16,15 @@ from amortize.program.data import Data
 from amortize.program.discover import run_recorded
 from amortize.program.guide import TracedGuide
 from amortize.program.guide_runs import Drawn, GuideRun, frozen_statistics, leaf, require_path
-from amortize.program.handlers import LogTerms, Record, Score, data_dim, log_density, unmasked, unvalidated
+from amortize.program.handlers import LogTerms, Record, Score, Substitute, data_dim, log_density, unmasked, unvalidated
 from amortize.program.masks import mask_of
+from amortize.random import generator
 
 __all__ = ["CapturedRun", "TracedRun", "captured_run", "reads_no_draws"]
 
 PROBES = 3
+CHOICES = 16
+"""Runs where draws are discrete: some of any few runs draw the same."""
 
 
 class CapturedRun(GuideRun):
@@ -131,7 +134,10 @@ def reads_no_draws(guide: TracedGuide, data: Data) -> bool:
     """Whether the guide's distributions are the same whatever it drew, on a few datapoints."""
     if len(guide.sites) == 1:
         return True
-    runs = [run_recorded(guide.runner.function, data, number, "check") for number in range(PROBES)]
+    runs, discrete = [], any(site.discrete for site in guide.sites.values())
+    for number in range(CHOICES if discrete else PROBES):
+        with Substitute(guide.sites, LogTerms(0, guide.log_joint.like), choices=_any_choices(guide, data, number)):
+            runs.append(run_recorded(guide.runner.function, data, number, "check"))
     with unvalidated(), torch.no_grad():
         for name in guide.sites:
             values = [runs[0][name]["value"], runs[-1][name]["value"]]
@@ -140,6 +146,19 @@ def reads_no_draws(guide: TracedGuide, data: Data) -> bool:
                 if not all(torch.equal(first, other) for other in others):
                     return False
     return True
+
+
+def _any_choices(guide: TracedGuide, data: Data, number: int) -> dict[str, Tensor]:
+    """Values of discrete sites (N, M) by site, each as likely: a guide that is sure would draw the same in every run.
+
+    None for the first run, which is the guide's own.
+    """
+    stream, device = generator(number, "check", "choices"), data.index.device
+    sites = [site for site in guide.sites.values() if site.cardinality] if number else []
+    shapes = {site.name: (data.num_datapoints, site.num_variables) for site in sites}
+    return {
+        site.name: torch.randint(site.cardinality, shapes[site.name], generator=stream).to(device) for site in sites
+    }
 
 
 class _Steer(Messenger):

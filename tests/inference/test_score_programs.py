@@ -149,3 +149,23 @@ def test_latents_that_the_guide_leaves_out_are_summed_out(name):
         rows = [torch.stack(torch.autograd.grad(-loss(data).loss, [gap, slope])) for _ in range(30)]
     found, allowed = largest_z(torch.stack(rows), truth)
     assert found < allowed
+
+
+@pytest.mark.parametrize("sure", [1.0, 20.0])
+def test_a_guide_that_is_sure_of_what_it_reads_is_scored_as_one_that_reads(sure):
+    """Any few runs of it draw the same below, and so say the same above: its other draws count all the same."""
+    toy = TwoLayers()
+    x = (torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+    with torch.no_grad():
+        toy.first.copy_(sure * torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.2, 0.0], [0.0, 0.2]]))
+        toy.second.mul_(4.0)
+        z = toy.configurations()
+        log_q = toy.log_q(x - 0.5, z)
+        exact = (log_q.exp() * (toy.log_joint(x, z) - log_q)).sum(0)
+
+    def guide(x):
+        toy.guide(x - 0.5)
+
+    program = am.Program(toy.model, guide)
+    loss = am.ExactELBO().on(program, program.prepare(x), seed=0)
+    assert loss.measured(program.prepare(x), 1, seed=0) == pytest.approx(exact.numpy(), abs=1e-6)

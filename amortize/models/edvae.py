@@ -140,7 +140,7 @@ class EdVAE(ZooModel):
         register("decoder", self.decoder)
         with pyro.plate("data", x.shape[0]):
             pi = pyro.sample("pi", dist.Independent(dist.Dirichlet(self.ones), 1))
-            codes = pyro.sample("codes", _one_hot(pi))
+            codes = pyro.sample("codes", dist.Independent(dist.OneHotCategorical(probs=pi), 1))
             pyro.sample("x", self.decoder(codes), obs=x)
 
     def guide(self, x: Tensor) -> None:
@@ -148,7 +148,8 @@ class EdVAE(ZooModel):
         register("encoder", self.encoder)
         alpha = self.encoder(x)
         with pyro.plate("data", x.shape[0]):
-            codes = pyro.sample("codes", _one_hot(alpha / alpha.sum(-1, keepdim=True)))
+            # probabilities would be clamped at 1e-7, and shares go below it
+            codes = pyro.sample("codes", dist.Independent(dist.OneHotCategorical(logits=alpha.log()), 1))
             pyro.sample("pi", dist.Independent(dist.Dirichlet(1.0 + codes), 1))
 
     def collapsed(self) -> DVAE:
@@ -243,7 +244,3 @@ class _Loss(BatchLoss):
     def _climbed(self) -> float:
         """Share of its price that a nat costs by now."""
         return min(1.0, self.progress / self.settings.warmup) if self.settings.warmup else 1.0
-
-
-def _one_hot(pi: Tensor) -> dist.TorchDistribution:
-    return dist.Independent(dist.OneHotCategorical(probs=pi), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch.distributions import Dirichlet, kl_divergence
@@ -71,6 +72,20 @@ def test_what_is_measured_is_the_elbo_of_the_discrete_model():
     draws = np.stack([loss.measured(data, 16, seed=seed) for seed in range(16)])
     error = draws.std(0, ddof=1) / np.sqrt(len(draws))
     assert (np.abs(draws.mean(0) - exact) < z_value(len(x)) * error).all()
+
+
+def test_a_share_far_below_what_single_precision_tells_from_zero_keeps_its_density():
+    edvae, x = tiny()
+    edvae, x = edvae.float(), x.float()
+    with torch.no_grad():
+        edvae.encoder.network.last.weight.zero_()
+        edvae.encoder.network.last.bias.copy_(torch.arange(CODES) * -9.0 + MOST)
+        alpha = edvae.encoder(x).double()
+    guide = pyro.poutine.trace(edvae.program().guide).get_trace(x).nodes["codes"]["fn"]
+    for code in range(CODES):
+        one_hot = torch.eye(CODES)[code].expand(alpha.shape)
+        exact = (alpha[..., code] / alpha.sum(-1)).log().sum(-1)
+        torch.testing.assert_close(guide.log_prob(one_hot).double(), exact, atol=1e-4, rtol=0)
 
 
 def test_the_rate_s_price_climbs_and_the_temperature_falls():

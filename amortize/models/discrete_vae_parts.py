@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from amortize.errors import check_count
-from amortize.models.convolutions import ResidualBlock, seeded_convolution, sides_of
+from amortize.models.convolutions import KERNEL, ResidualBlock, seeded_convolution, sides_of
 from amortize.models.networks import seeded_linear
+from amortize.models.quantised_networks import GridWriter
 from amortize.models.vae import log_odds_of_means, matrix_of
 from amortize.random import generator
 
-__all__ = ["CodeDecoder", "GridDecoder", "GridEncoder", "GridParts", "grid_parts"]
-
-KERNEL = 3
+__all__ = ["CodeDecoder", "GridEncoder", "GridParts", "grid_parts"]
 
 
 class GridEncoder(nn.Module):
@@ -65,51 +64,6 @@ class GridEncoder(nn.Module):
         features: Tensor = self.layers(x.reshape(-1, 1, self.side, self.side))
         outputs: Tensor = self.last(features.flatten(2).mT)
         return outputs.reshape(*x.shape[:-1], *outputs.shape[1:])
-
-
-class GridDecoder(nn.Module):
-    """Numbers at each position of a grid to square images; each pixel has a bias of its own.
-
-    Parameters
-    ----------
-    num_inputs, data_dim
-        D, and X.
-    channels
-        Of each step that doubles the side, from the grid on; a residual block comes before the first.
-    generator
-        Where the initial weights come from.
-
-    Raises
-    ------
-    ArgumentError
-        X is no square, or a size is not positive.
-
-    Examples
-    --------
-    >>> decoder = GridDecoder(5, 64, channels=(8, 4), generator=torch.Generator().manual_seed(0))
-    >>> decoder(torch.zeros(2, 3, 4, 5)).shape
-    torch.Size([2, 3, 64])
-    """
-
-    def __init__(self, num_inputs: int, data_dim: int, *, channels: Sequence[int], generator: torch.Generator) -> None:
-        super().__init__()
-        sides = sides_of(data_dim, channels)
-        self.side = sides[-1]
-        self.first = seeded_linear(num_inputs, channels[0], generator=generator)
-        layers: list[nn.Module] = [ResidualBlock(channels[0], generator=generator)]
-        for (num, num_outputs), side in zip(pairwise((*channels, 1)), reversed(sides[:-1]), strict=True):
-            step = nn.ConvTranspose2d(
-                num, num_outputs, KERNEL, stride=2, padding=1, output_padding=1 - side % 2, bias=False, device="meta"
-            )
-            layers += [nn.SiLU(), seeded_convolution(step, generator)]
-        self.layers = nn.Sequential(*layers)
-        self.last_bias = nn.Parameter(torch.zeros(data_dim))
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Map (..., P, num_inputs) to (..., X)."""
-        channels = self.first(vectors).flatten(0, -3).mT
-        images: Tensor = self.layers(channels.reshape(*channels.shape[:-1], self.side, self.side))
-        return images.reshape(*vectors.shape[:-2], -1) + self.last_bias
 
 
 class CodeDecoder(nn.Module):
@@ -157,7 +111,7 @@ def grid_parts(x: Any, *, num_codes: int, code_dim: int, channels: Sequence[int]
     check_count("code_dim", code_dim)
     num, gen = data.shape[1], generator(seed, "decoder")
     encoder = GridEncoder(num, num_codes, channels=channels, generator=generator(seed, "encoder"))
-    network = GridDecoder(code_dim, num, channels=tuple(reversed(channels)), generator=gen)
+    network = GridWriter(num, code_dim, channels=channels, generator=gen)
     with torch.no_grad():
         network.last_bias.copy_(log_odds_of_means(data))
     return {"encoder": encoder, "decoder": CodeDecoder(num_codes, code_dim, network=network, generator=gen)}

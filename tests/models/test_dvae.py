@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 import amortize as am
 from amortize.errors import ArgumentError, DataError
 from amortize.models import DVAE
-from amortize.models.discrete_vae_parts import GridDecoder, GridEncoder
+from amortize.models.discrete_vae_parts import GridEncoder
+from amortize.models.quantised_networks import GridWriter
 from tests.statistics import z_value
 from tests.vaes import digits
 
@@ -111,7 +112,7 @@ def test_it_keeps_the_contract_and_grows_with_the_image():
 def test_a_position_of_the_grid_is_a_place_of_the_image():
     """A code moves the pixels about it, and an image's corner the code there: no position sees everything."""
     gen = torch.Generator().manual_seed(0)
-    decoder = GridDecoder(2, 28 * 28, channels=(4, 4), generator=gen)
+    decoder = GridWriter(28 * 28, 2, channels=(4, 4), generator=gen)
     vectors = torch.zeros(2, 49, 2)
     vectors[1, 0] = 1.0
     with torch.no_grad():

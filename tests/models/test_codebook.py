@@ -131,6 +131,21 @@ def test_dead_codes_start_again_where_vectors_are_far_from_theirs(ema, restarts)
         assert float(distance) > 10
 
 
+def test_a_dead_code_starts_again_at_a_vector_in_proportion_to_its_squared_distance():
+    """Of a place with a code and few vectors far from any, it is the latter that get one; codes in use stay."""
+    made, vectors = book(ema=0.9, restarts=0.1), torch.zeros(50, D, dtype=torch.float64)
+    vectors[-2:] = 10 * rows(2, "far")
+    with torch.no_grad():
+        made.vectors[:], made.usage[:] = 1000.0, 1.0
+        made.vectors[0], made.sums[0], made.usage[1] = 0.0, 0.0, 0.0
+    with pyro_rng(0, "training"):
+        made.learn(vectors)
+    assert (made.vectors[1] == vectors[-2:]).all(-1).any()
+    assert float(made.usage[1]) == pytest.approx(1 / K)
+    torch.testing.assert_close(made.sums[1] / made.usage[1], made.vectors[1])
+    assert bool((made.vectors[2:] == 1000.0).all())
+
+
 def test_a_code_that_vanished_is_no_nan():
     made = book(restarts=0.0)
     made.vectors[1] = 1000.0

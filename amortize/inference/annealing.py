@@ -13,6 +13,7 @@ temperatures.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -185,7 +186,8 @@ class _Run:
         self.log_weights = torch.zeros_like(self.state.ratio)
         self.sizes = plan.step_sizes.clone()
         self.factor = u.new_ones(self.num)
-        self.acceptance = u.new_zeros(self.steps, self.num)
+        nothing = 0.0 if u.shape[-1] else math.nan  # Gibbs sweeps reject nothing
+        self.acceptance = u.new_full((self.steps, self.num), nothing)
         self.nonfinite = torch.zeros(self.num, dtype=torch.long, device=u.device)
         self.spread = u.new_zeros(self.steps + 1, self.num)
         self.spread[self.steps if reverse else 0] = self._spread()

@@ -137,6 +137,13 @@ def test_annealing_with_gibbs_comes_within_two_hundredths(model):
         np.testing.assert_allclose(am.evidence(am.Program(model), X).log_evidence, truth)
 
 
+def test_sweeps_alone_reject_nothing_and_are_not_called_frozen():
+    method = am.AIS(num_chains=16, num_temperatures=30)
+    run = am.evidence(am.Program(bits, discrete="sample"), X[:3], method=method, start="prior", seed=0)
+    assert np.isnan(run.acceptance).all()
+    assert not any("frozen" in warning for warning in run.warnings)
+
+
 def exact_guide(x):
     """The posterior of class_and_latent without its bits, sampled: k, then z given k."""
     loc, variance = x.mean(-1), 0.36 + 0.49 / 4

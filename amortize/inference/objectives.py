@@ -15,7 +15,7 @@ from pyro.infer import (
 )
 from torch import Tensor
 
-from amortize.errors import ArgumentError, shown
+from amortize.errors import ArgumentError, DiscreteLatentError, shown
 from amortize.inference.amcvae import AMCVAE
 from amortize.inference.annealed_objectives import DAIS, LMCVAE, MCD
 from amortize.inference.beta import BetaELBO
@@ -131,6 +131,8 @@ def resolve_objective(objective: str | ELBO | Objective, program: Program, data:
     ------
     ArgumentError
         If the guide leaves discrete latents out and the objective does not sum over them.
+    DiscreteLatentError
+        If the guide draws discrete latents and the objective is the mean-field ELBO.
     """
     left_out = _left_out(program, data)
     if objective == "auto" and program.objective is not None:
@@ -146,6 +148,12 @@ def resolve_objective(objective: str | ELBO | Objective, program: Program, data:
         raise ArgumentError(
             f"objective: the guide leaves out {', '.join(map(repr, left_out))}, and {type(made).__name__} does not sum "
             "over discrete latents, so it would be no bound. Use objective='enum-elbo', or 'auto'"
+        )
+    if isinstance(made, TraceMeanField_ELBO) and (drawn := program.structure(data).discrete):
+        raise DiscreteLatentError(
+            f"objective: the guide draws {', '.join(map(repr, drawn))}, and {type(made).__name__} has no score for "
+            "draws without a path, so that its gradient would be wrong. Use objective='graph-elbo', 'leave-one-out' or "
+            "'auto'"
         )
     return made
 

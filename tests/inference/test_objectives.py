@@ -168,6 +168,12 @@ def test_discrete_draws_have_no_path_and_are_refused(name):
         am.fit(am.Program(mixture.model, mixture.guide), torch.linspace(-3, 3, 40).double(), objective=name)
 
 
+def test_the_mean_field_elbo_has_no_score_for_discrete_draws_and_refuses_them():
+    mixture, x = Mixture(samples_group=True), torch.linspace(-3, 3, 40).double()
+    with pytest.raises(DiscreteLatentError, match=r"draws 'k'.*'graph-elbo'"):
+        am.fit(am.Program(mixture.model, mixture.guide), x, objective="mean-field-elbo")
+
+
 def test_wake_sleep_trains_a_guide_that_samples_discrete_latents():
     def model(x):
         with pyro.plate("data", x.shape[0]):

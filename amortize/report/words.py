@@ -29,6 +29,7 @@ FEW = 10
 _MINUS = "\N{MINUS SIGN}"
 _NOTHING = "\N{EN DASH}"
 _NEGLIGIBLE = 0.1  # nats a datapoint
+_ROUNDING = 1e-3  # nats that sums in float32 may be apart
 _MOST = 2 / 3  # a share above this is "mostly"
 
 
@@ -104,6 +105,7 @@ def quantity(name: str, *, guide: bool = True) -> Quantity:
 
 _CAUSES = {
     "evidence-too-low": "the evidence is too low",
+    "unmeasured": "log p(x) was not measured",
     "nothing": "nothing to mend",
     "undecided": "too noisy to say",
     "few-datapoints": "a few datapoints",
@@ -212,6 +214,12 @@ def verdict(summary: Mapping[str, Mapping[str, Any]], family: str, num: int | No
     if not math.isfinite(gap[0]):
         which = "log p(x)" if not math.isfinite(_mean_and_se(summary, "log_evidence")[0]) else "log p(x) and ELBO both"
         return f"Every datapoint failed: none has a finite {which}, so how much the guide loses can't be said."
+    if abs(gap[0]) < _ROUNDING and not _has_error(summary):
+        bound = uncertain(*_mean_and_se(summary, "log_evidence"))
+        return (
+            "What the guide loses is not known: log p(x) was measured from its own draws, which are all alike, so that "
+            f"it is the ELBO once more, {bound} nats a datapoint{_over(num)}."
+        )
     loss = f"{uncertain(*gap)} nats a datapoint{_over(num)}"
     if gap[0] < -2 * gap[1]:
         return f"The evidence is underestimated: the guide seems to lose {loss}, and no ELBO can be above log p(x)."
@@ -266,6 +274,12 @@ def _blame(parts: Sequence[tuple[float, str, str]], total: float) -> str:
         return f"shared between {who} ({detail}) and {other} ({other_detail})"
     share = f"mostly ({percent(most / total)})" if most < 0.99 * total else "all of it"
     return f"{share} through {who} ({detail}) rather than {other} ({other_detail})"
+
+
+def _has_error(summary: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the Monte Carlo error of the evidence is known."""
+    error = summary.get("log_evidence", {}).get("mc_se", 0.0)
+    return error is not None and math.isfinite(error)
 
 
 def _mean_and_se(summary: Mapping[str, Mapping[str, Any]], name: str) -> tuple[float, float]:

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from amortize.report.words import decimals, number, uncertain
 from amortize.study.causes import Clues, find_cause
 from amortize.study.cautions import of_evidence, of_modes, of_rows, percent
-from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, NUM_SE, Finding, examine
+from amortize.study.findings import BAD_KHAT, DOMINANT, NEGLIGIBLE, NUM_SE, ROUNDING, Finding, examine
 
 __all__ = ["advise"]
 
 HELPFUL = 0.5
 """Share of the approximation gap that a full covariance must win to be the remedy."""
-ROUNDING = 1e-3
-"""Nats that sums in float32 may be apart."""
 
 
 def advise(
@@ -106,6 +104,15 @@ def _of_model(finding: Finding) -> str:
     return f"log p(x) is {evidence} nats a datapoint{loss}"
 
 
+def _unmeasured(finding: Finding) -> str:
+    return (
+        "The guide's draws are all alike, so log p(x) measured from them is its ELBO once more, and a gap of 0 says"
+        f" nothing of what it loses: {_mean(finding, finding.evidence, finding.evidence_se)} nats a datapoint is a"
+        " bound. For log p(x) itself anneal from the prior (am.AIS(),"
+        ' start="prior"), or draw from a guide that is less sure.'
+    )
+
+
 def _nothing(finding: Finding) -> str:
     return (
         f"Nothing needs mending: the gap of {_gap(finding)} nats a datapoint is no more than the"
@@ -163,6 +170,7 @@ _SENTENCES = {
     "unusable": _unusable,
     "impossible": _impossible,
     "guideless": _guideless,
+    "unmeasured": _unmeasured,
     "nothing": _nothing,
     "undecided": _undecided,
     "few": _few,

@@ -3,8 +3,8 @@ r"""The cause of the loss, one of a closed list, from the verdict on the ledger'
 The verdict (`amortize.study.findings`) says which term of the gap is large; most causes follow from it alone. The
 clues tell apart what the table cannot. The rules, the first that applies:
 
-1. ``unusable``, ``evidence-too-low``, ``no-guide``, ``nothing``, ``undecided``, ``unsplit``: as the verdict; without
-   an ELBO of a guide that is a point, ``point-guide``.
+1. ``unusable``, ``evidence-too-low``, ``no-guide``, ``unmeasured``, ``nothing``, ``undecided``, ``unsplit``: as the
+   verdict; without an ELBO of a guide that is a point, ``point-guide``.
 2. ``overfitted-encoder``: the amortization gap on these data exceeds that on training data by `SHARE` of the inference
    gap or more, and by more than noise.
 3. ``few-datapoints``: as the verdict.
@@ -35,6 +35,7 @@ CAUSES = (
     "evidence-too-low",
     "no-guide",
     "point-guide",
+    "unmeasured",
     "nothing",
     "undecided",
     "few-datapoints",
@@ -55,6 +56,7 @@ _BY_VERDICT = {
     "unusable": "unusable",
     "impossible": "evidence-too-low",
     "guideless": "no-guide",
+    "unmeasured": "unmeasured",
     "nothing": "nothing",
     "undecided": "undecided",
     "unsplit": "unsplit",

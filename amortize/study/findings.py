@@ -6,14 +6,16 @@ Rules, on means over the datapoints whose gaps are finite; the first that applie
 2. ``impossible``: the gap, or its approximation term, is below -`NEGLIGIBLE` by more than noise (or by noise that is
    unknown), so the evidence is too low: an ELBO cannot exceed it.
 3. ``guideless``: there is no guide to judge, or one that is a point.
-4. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
-5. ``undecided``: the gap is no more than noise, and it is not a few huge gaps that make the noise: where the next rule
+4. ``unmeasured``: the gap is 0 and the evidence's error unknown, as from a guide that is sure of its latents: its draws
+   are all alike, so that what is measured from them is the ELBO once more.
+5. ``nothing``: the gap is at most `NEGLIGIBLE` nats, and so is its noise.
+6. ``undecided``: the gap is no more than noise, and it is not a few huge gaps that make the noise: where the next rule
    applies, the gap is above `NEGLIGIBLE` and the others' are not below zero, that one counts.
-6. ``few``: with `FEWEST_DATAPOINTS` or more, the worst `TAIL` of them carry `CONCENTRATED` of the gap or more,
+7. ``few``: with `FEWEST_DATAPOINTS` or more, the worst `TAIL` of them carry `CONCENTRATED` of the gap or more,
    even after `NUM_SE` Monte Carlo standard errors are taken off each.
-7. ``unsplit``: no family was fitted, so the gap has no terms.
-8. ``approximation``, ``amortization``: that term is `DOMINANT` of the gap or more, and more than noise.
-9. ``both``: neither dominates.
+8. ``unsplit``: no family was fitted, so the gap has no terms.
+9. ``approximation``, ``amortization``: that term is `DOMINANT` of the gap or more, and more than noise.
+10. ``both``: neither dominates.
 
 The gap is the guide's; without a guide it is that of the best fitted posterior. Noise is `NUM_SE` standard errors
 over datapoints. Letters: N datapoints; all gaps in nats.
@@ -32,6 +34,8 @@ __all__ = ["Finding", "column", "examine"]
 
 NEGLIGIBLE = 0.1
 """Nats a datapoint below which no remedy is worth its cost."""
+ROUNDING = 1e-3
+"""Nats that sums in float32 may be apart."""
 NUM_SE = 2.0
 """Standard errors that a mean must be from zero to count as different from it."""
 DOMINANT = 0.6
@@ -66,6 +70,8 @@ class Finding:
         Whether there is a guide with an ELBO; without one the gap is the approximation gap.
     evidence, evidence_se
         Mean log evidence and its standard error over datapoints.
+    has_error
+        Whether the Monte Carlo error of every datapoint's log evidence is known (0 where it is exact).
     gap, gap_se
         Mean inference gap and its standard error over datapoints (of one datapoint, its Monte Carlo error).
     approximation, approximation_se, amortization, amortization_se
@@ -94,6 +100,7 @@ class Finding:
     has_guide: bool
     evidence: float
     evidence_se: float
+    has_error: bool
     gap: float
     gap_se: float
     approximation: float
@@ -126,6 +133,8 @@ class Finding:
             return "impossible"
         if not self.has_guide:
             return "guideless"
+        if abs(self.gap) < ROUNDING and not self.has_error:
+            return "unmeasured"
         if self.gap <= NEGLIGIBLE and noise <= NEGLIGIBLE:
             return "nothing"
         if not self.gap > noise:
@@ -173,6 +182,7 @@ def examine(table: pd.DataFrame, *, reference: str | None) -> Finding:
         has_guide="elbo_guide" in table,
         evidence=_mean(evidence),
         evidence_se=_se(evidence, row_se["log_evidence"]),
+        has_error=bool(np.isfinite(row_se["log_evidence"]).all()),
         gap=_mean(gap),
         gap_se=_se(gap, row_se[total]),
         approximation=_mean(approximation),

@@ -63,6 +63,12 @@ def test_a_gap_of_nothing_is_no_fault():
     assert "as good as can be measured" in verdict(rows, "mean-field")
 
 
+def test_a_gap_to_the_bound_itself_is_no_praise():
+    rows = {"log_evidence": {"mean": -2.0, "se": 0.1, "mc_se": math.nan}, "inference_gap": {"mean": 0.0, "se": 0.0}}
+    sentence = verdict(rows, "other")
+    assert "not known" in sentence and "it is the ELBO once more, \N{MINUS SIGN}2.00 ± 0.10" in sentence
+
+
 def test_the_verdict_without_a_guide():
     rows = {"log_evidence": {"mean": -20.0, "se": 0.5}, "approximation_gap": {"mean": 0.38, "se": 0.02}}
     sentence = verdict(rows, "none")

@@ -48,6 +48,7 @@ def heavy(total: float, *, seed: int = 1) -> np.ndarray:
 
 
 VERDICTS = {
+    "unmeasured": (planted(noise=0.0, se=np.nan), "says nothing of what it loses"),
     "nothing": (planted(0.02, 0.03), "Nothing needs mending"),
     "undecided": (planted(0.1, 0.2, noise=3.0, num=30), "cannot be told from zero"),
     "impossible": (planted(-0.8, 0.1), "which cannot be: it has not converged"),

@@ -149,6 +149,23 @@ def test_the_first_step_knows_nothing_of_its_own_draws():
     assert found < allowed
 
 
+def test_a_later_step_takes_off_the_average_of_earlier_ones_and_nothing_of_its_own():
+    """One more nat of it takes the mean score from the guide's gradient; many draws would hide one that peeks."""
+    toy = OneLayer()
+    data = toy.program().prepare(toy.x)
+    loss = am.NVIL(normalise=False).on(toy.program(), data, seed=0)
+
+    def slope(mean):
+        loss.unit.fill_(1.0), loss.signal_variance.fill_(1.0), loss.signal_mean.fill_(mean)
+        with pyro_rng(0, "later"):
+            return torch.autograd.grad(-loss(data).loss, [toy.encoder])[0]
+
+    with pyro_rng(0, "later"):
+        drawn = loss.trained.particles(data, 1, cut=True)
+    score = torch.autograd.grad(drawn.log_q.mean(), [toy.encoder])[0]
+    torch.testing.assert_close(slope(2.0) - slope(3.0), score)
+
+
 def test_measuring_moves_no_average():
     toy = OneLayer()
     data = toy.program().prepare(toy.x.repeat(50, 1))

@@ -10,6 +10,7 @@ from scipy import stats
 
 import amortize as am
 from amortize.errors import ArgumentError, DiscreteLatentError, UnboundedDiscreteError
+from amortize.program.handlers import choices_of, chosen
 from tests.mixtures import CENTRES, MIXTURES, REAL, WEIGHTS
 
 X = torch.tensor([0.3, -1.2, 0.8, 2.1], dtype=REAL)
@@ -205,3 +206,24 @@ def test_a_class_that_moves_a_support_is_sampled():
     assert structure.sampled == ("k",) and "the support of 'z' changes" in structure.reason
     with pytest.raises(DiscreteLatentError, match="the support of 'z' changes"):
         treatment(moving, discrete="enumerate")
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        dist.OneHotCategorical(torch.ones(2, 3)).to_event(1),
+        dist.Bernoulli(torch.full((2,), 0.5)).to_event(1),
+        dist.Categorical(torch.ones(2, 3)).to_event(1),
+    ],
+    ids=["one-hot", "bits", "integers"],
+)
+def test_values_and_their_places_in_the_list_say_the_same(fn):
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", dist.Normal(pyro.sample("z", fn).flatten(1).sum(-1), 1.0), obs=x)
+
+    site = treatment(model).sites["z"]
+    places = torch.cartesian_prod(*[torch.arange(site.cardinality)] * site.num_variables)
+    values = chosen(site, fn, places)
+    assert len(torch.unique(values, dim=0)) == len(places)
+    assert torch.equal(choices_of(site, fn, values), places)

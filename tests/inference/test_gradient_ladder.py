@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import amortize as am
 from amortize.cli import app
 from amortize.errors import ArgumentError, DiscreteLatentError, GuideMismatchError
-from amortize.inference import leave_one_out
+from amortize.inference import ladder_standing, leave_one_out
 from amortize.inference.ladder_estimators import default_estimators
 from amortize.study.ladder import save_ladder
 from tests.discrete_toys import Categories, OneHots, OneLayer, TwoLayers, gradients, largest_z
@@ -173,6 +173,16 @@ def test_a_model_that_soft_values_break_loses_the_relaxed_rows_alone():
         toy.program(), toy.x, estimators=["concrete T=1", "leave-one-out"], num_draws=20, num_steps=0
     )
     assert list(found.table.index) == ["leave-one-out"] and "KeyError: 'soft bits'" in found.left_out["concrete T=1"]
+
+
+def test_the_error_of_an_elbo_from_draws_is_how_far_it_is_from_the_exact_one():
+    toy = Bits(4)
+    program = toy.program()
+    data = program.prepare(toy.x)
+    exact, _ = ladder_standing._exact_elbo(program, data)
+    found = [ladder_standing._sampled_elbo(program, data, seed) for seed in range(30)]
+    off = np.array([(elbo - exact) / error for elbo, error in found])
+    assert 0.6 < np.sqrt(np.square(off).mean()) < 1.5
 
 
 def test_too_many_configurations_leave_the_variance_and_the_training():

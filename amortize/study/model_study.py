@@ -77,6 +77,10 @@ def study_of_model(source: str, model: str) -> Study:
     )
 
 
+NONE_HERE = "none that can be read here; set AMORTIZE_DATA_DIR to a folder that holds them, or give a file of your own"
+"""What to say where no known data set is at hand."""
+
+
 def data_settings(source: str, model: str, entry: ModelEntry) -> Mapping[str, Any]:
     """Settings of ``[data]`` that give a model the kind of data that it takes.
 
@@ -94,7 +98,7 @@ def data_settings(source: str, model: str, entry: ModelEntry) -> Mapping[str, An
     which = f"Models that take {source}: {', '.join(models)}" if models else f"No model takes {source}"
     raise SpecError(
         f"model: {model} takes {KIND_WORDS[entry.data]}, and {source} is {_words(kinds)}. {which}."
-        f" Data sets for {model}: {', '.join(sets)}"
+        f" Data sets for {model}: {', '.join(sets) or NONE_HERE}"
     )
 
 

@@ -188,6 +188,7 @@ class Training:
         if held["settings"] != settings(self.run, self.options):
             self.changes = [*self.changes, [held["state"]["step"], held["settings"]]]
         self.state, self.recent = State(**held["state"]), held["recent"]
+        self.state.progress = self._progress()  # of the budget that it has now
         self.history, self.best = held["history"], held["best"]
         model.load_state_dict(held["model"])
         loss.load_state_dict(held["own"])
@@ -278,7 +279,10 @@ def print_table(options: argparse.Namespace) -> None:
                 f"| {run.words} | {row['steps']:,} | {row['seconds']:.0f} | {row['relaxed']:.2f} "
                 f"| {row['validation']:.2f} | {row.get('draws', 1000)} | {pairs} | {run.published} |"
             )
-            changed += [f"{run.words}: until step {step}, {budget}" for step, budget in row.get("changes", [])]
+            for step, budget in row.get("changes", []):
+                changed.append(
+                    f"- {run.words}: until step {step:,} the budget was {json.loads(budget)['seconds']:.0f} s"
+                )
     print("\n".join(["", *changed]))
 
 
